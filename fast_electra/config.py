@@ -1,0 +1,244 @@
+"""A run as a value: frozen dataclasses, printed and saved with every run.
+
+A recipe (recipes.py) is a function that returns a `Config`; the command line overrides single fields. What can be
+derived from other fields is a property, never a field, so that no two fields can contradict each other.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+OBJECTIVES = ("frozen", "mlm")
+SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
+ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
+
+
+def require(condition: bool, name: str, value: Any, remedy: str) -> None:
+    """Raise `ValueError` with the setting's name, its value and the way out unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{name} = {value!r}: {remedy}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Rows and masks. `vocab_size` is used only when a tokenizer is trained for the built-in documentation."""
+
+    sequence_length: int = 512
+    mask_rate: float = 0.15
+    held_out_rows: int = 512
+    vocab_size: int = 32_000
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "give at least 8 tokens a row")
+        require(0 < self.mask_rate < 1, "data.mask_rate", self.mask_rate, "give a share between 0 and 1, such as 0.15")
+        require(
+            1 <= self.num_masked <= self.sequence_length // 2,
+            "data.mask_rate",
+            self.mask_rate,
+            f"it masks {self.num_masked} of {self.sequence_length} tokens a row; give a rate that masks at least one "
+            "token and at most half of them",
+        )
+        require(self.held_out_rows >= 1, "data.held_out_rows", self.held_out_rows, "hold out at least one row")
+
+    @property
+    def num_masked(self) -> int:
+        """N, the masked positions of a row."""
+        return round(self.mask_rate * self.sequence_length)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of a text encoder; `embedding_size` 0 means the hidden size."""
+
+    model_type: str = "modernbert"
+    num_layers: int = 12
+    hidden_size: int = 768
+    num_heads: int = 12
+    intermediate_size: int = 2048
+    embedding_size: int = 0
+    max_positions: int = 512
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        require(
+            self.model_type in ENCODER_TYPES, "encoder.model_type", self.model_type, f"choose one of {ENCODER_TYPES}"
+        )
+        require(
+            self.hidden_size % self.num_heads == 0,
+            "encoder.num_heads",
+            self.num_heads,
+            f"it must divide the hidden size {self.hidden_size}",
+        )
+        for name in ("dropout", "attention_dropout"):
+            require(0 <= getattr(self, name) < 1, f"encoder.{name}", getattr(self, name), "give a share from 0 up to 1")
+        require(
+            self.attention in ("auto", "sdpa", "eager"),
+            "encoder.attention",
+            self.attention,
+            "choose auto, sdpa (fused) or eager (plain matrix products)",
+        )
+
+
+@dataclass(frozen=True)
+class AuxiliaryConfig:
+    """How the auxiliary masked LM is trained when no existing one is named."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    steps: int = 125_000
+    peak_learning_rate: float = 4e-4
+
+
+@dataclass(frozen=True)
+class TemperatureConfig:
+    """T(u) over u, the fraction of updates done: from `initial` towards `final`; `decay` is tau or the power."""
+
+    schedule: str = "exponential"
+    initial: float = 2.0
+    final: float = 1.0
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.schedule in SCHEDULES, "temperature.schedule", self.schedule, f"choose one of {SCHEDULES}")
+        for name in ("initial", "final", "decay"):
+            require(getattr(self, name) > 0, f"temperature.{name}", getattr(self, name), "give a number above 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up over `warmup_ratio` of the steps and linear decay to 0."""
+
+    peak_learning_rate: float = 4e-4
+    warmup_ratio: float = 0.08
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.peak_learning_rate > 0,
+            "optimizer.peak_learning_rate",
+            self.peak_learning_rate,
+            "give a number above 0, such as 4e-4",
+        )
+        require(0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "give a share from 0 up to 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time."""
+
+    steps: int = 125_000
+    batch_rows: int = 2048
+    micro_batch_rows: int = 64
+    log_every: int = 100
+    evaluate_every: int = 5_000
+    save_every: int = 5_000
+    keep_checkpoints: int = 2
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_rows", "micro_batch_rows", "log_every", "evaluate_every", "save_every"):
+            require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "give a whole number of at least 1")
+        require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "keep at least one")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One pre-training run.
+
+    `corpus` is a folder made by launchers/prepare_corpus.py or a Megatron prefix, or several with weights
+    (`data/wiki=0.7,data/books=0.3`); empty for the built-in documentation. `auxiliary` is a folder or hub name of a
+    masked LM; empty to train one first.
+    """
+
+    recipe: str = "demo"
+    objective: str = "frozen"
+    output: str = "runs/demo"
+    corpus: str = ""
+    tokenizer: str = ""
+    auxiliary: str = ""
+    auxiliary_gate: bool = True
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    auxiliary_model: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        require(self.objective in OBJECTIVES, "objective", self.objective, f"choose one of {OBJECTIVES}")
+        require(bool(self.output), "output", self.output, "name a folder for the run")
+        require(
+            self.data.sequence_length <= self.encoder.max_positions,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"the encoder has {self.encoder.max_positions} positions; raise encoder.max_positions or shorten the rows",
+        )
+        require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
+        _ = self.corpora
+
+    @property
+    def corpora(self) -> list[tuple[str, float]]:
+        """(path, weight) of each corpus named, weights as given."""
+        pairs = []
+        for item in filter(None, (part.strip() for part in self.corpus.split(","))):
+            path, _, weight = item.rpartition("=")
+            try:
+                pairs.append((path, float(weight)) if path else (item, 1.0))
+            except ValueError:
+                raise ValueError(
+                    f"corpus = {self.corpus!r}: {weight!r} is no weight; write path=0.7,path=0.3"
+                ) from None
+            require(pairs[-1][1] > 0, "corpus", self.corpus, "every weight must be above 0")
+        return pairs
+
+    def for_auxiliary(self) -> "Config":
+        """The masked-LM run that makes this run's auxiliary model, in the folder `auxiliary` of its output."""
+        return dataclasses.replace(
+            self,
+            recipe=f"{self.recipe}.auxiliary",
+            objective="mlm",
+            output=str(Path(self.output) / "auxiliary"),
+            encoder=self.auxiliary_model.encoder,
+            optimizer=dataclasses.replace(self.optimizer, peak_learning_rate=self.auxiliary_model.peak_learning_rate),
+            run=dataclasses.replace(self.run, steps=self.auxiliary_model.steps),
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain dictionaries, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
+    """The dataclass `kind` from nested dictionaries; raises ValueError on an unknown key."""
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    require(not unknown, kind.__name__, unknown, f"unknown keys; known are {sorted(hints)}")
+    return kind(
+        **{
+            name: from_dict(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else value
+            for name, value in values.items()
+        }
+    )
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load(path: Path) -> Config:
+    """Read a config written by `save`; raises ValueError when the file is damaged or of another version."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not a config of this project ({error}); choose another output folder") from error
