@@ -1,0 +1,181 @@
+"""The auxiliary model: an existing masked LM, frozen, asked for samples at the masked positions only.
+
+Any transformers masked LM serves. Its own head runs on the (B, N) masked positions instead of all (B, T), because a
+hook gathers them where the encoder ends; vocabulary logits for every token would cost more than the encoder. Rows go
+through in chunks, so that float32 logits never pass `LOGITS_BUDGET_MIB`.
+
+A sample is the inverse of the cumulative softmax(logits / T), in float32, at one uniform per position keyed by
+(seed, row key, position): it does not depend on the number of processes or the batch, and costs one pass over the
+vocabulary instead of a Gumbel draw for each of its words. Special tokens are never sampled.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fast_electra import tokenizer as tokenizers
+from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.encoder import positions_available
+from fast_electra.randomness import Stream, uniform
+
+LOGITS_BUDGET_MIB = 256
+
+
+class MaskedLM(nn.Module):
+    """A stock masked LM whose head sees the masked positions only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._positions: Tensor | None = None
+        model.base_model.register_forward_hook(self._gather)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Vocabulary logits (B, N, V) at `positions` (B, N) of `input_ids` (B, T), which hold [MASK] there."""
+        self._positions = positions
+        return self.model(input_ids=input_ids).logits
+
+    def _gather(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        assert self._positions is not None
+        hidden = output[0]  # (B, T, H)
+        index = self._positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        output.last_hidden_state = hidden.gather(1, index)  # (B, N, H)
+        return output
+
+
+def build_masked_lm(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A masked LM with new weights."""
+    return AutoModelForMaskedLM.from_config(config, attn_implementation=attention, dtype=dtype)
+
+
+def mask_out(batch: MaskedBatch, mask_id: int) -> Tensor:
+    """The batch's tokens (B, T) with [MASK] at its masked positions."""
+    return batch.input_ids.scatter(1, batch.positions, mask_id)
+
+
+def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """One sample (...) of softmax(logits / temperature) over the last axis of `logits` (..., V) per uniform (...).
+
+    The first word whose cumulative weight passes the uniform; exact up to float32's 2^-24 in the cumulative weight.
+    """
+    weight = logits.float()
+    weight = torch.exp((weight - weight.amax(dim=-1, keepdim=True)) / temperature)
+    cumulative = weight.cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    target = torch.minimum(uniforms.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+class Auxiliary:
+    """The frozen model behind `predict(input_ids, positions) -> logits (B, N, V)`, with the tokens it may sample."""
+
+    def __init__(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+    ) -> None:
+        self.predict, self.seed = predict, seed
+        self.mask_id, self.vocab_size = cast(int, tokenizer.mask_token_id), len(tokenizer)
+        self.pad_id = cast(int, tokenizer.pad_token_id)
+        self.special_ids = torch.tensor(sorted(tokenizer.all_special_ids))
+
+    @torch.no_grad()
+    def logits(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of rows with their float32 logits (b, N, V); special tokens and padding of the vocabulary at -inf."""
+        num_rows, num_masked = batch.positions.shape
+        chunk = max(1, LOGITS_BUDGET_MIB * 2**20 // (4 * num_masked * self.vocab_size))
+        masked, special = mask_out(batch, self.mask_id), self.special_ids.to(batch.input_ids.device)
+        for start in range(0, num_rows, chunk):
+            rows = slice(start, min(start + chunk, num_rows))
+            logits = self.predict(masked[rows], batch.positions[rows])[..., : self.vocab_size].float()
+            yield rows, logits.index_fill(-1, special, -torch.inf)
+
+    def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
+        """A token (B, N) for each masked position, drawn from softmax(logits / temperature)."""
+        keys, positions = batch.rows.cpu().numpy()[:, None], batch.positions.cpu().numpy()
+        uniforms = torch.from_numpy(uniform(self.seed, Stream.SAMPLE, keys, positions)).to(batch.input_ids.device)
+        return torch.cat([draw(logits, temperature, uniforms[rows]) for rows, logits in self.logits(batch)])
+
+    def accuracy(self, batches: Batches, num_rows: int, device: torch.device) -> tuple[float, float, int]:
+        """On held-out rows: share of masked tokens predicted, share of the most frequent one, and how many."""
+        hits, targets = 0, []
+        for start in range(0, num_rows, 64):
+            batch = MaskedBatch(*(t.to(device) for t in batches.held_out(start, min(64, num_rows - start))))
+            target = batch.input_ids.gather(1, batch.positions)
+            targets.append(target.flatten())
+            for rows, logits in self.logits(batch):
+                hits += int((logits.argmax(dim=-1) == target[rows]).sum())
+        counts = torch.bincount(torch.cat(targets))
+        total = int(counts.sum())
+        return hits / total, int(counts.max()) / total, total
+
+
+def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dtype: torch.dtype) -> PreTrainedModel:
+    """The masked LM in a folder or on the hub, frozen, in eval mode.
+
+    Raises ValueError when it cannot serve this corpus: no masked-LM head among its weights, another tokenizer or
+    vocabulary, or fewer positions than a row has tokens.
+    """
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"auxiliary = {path!r} is no masked LM that transformers can load ({error}); "
+            "name a folder written by save_pretrained (runs/NAME/export) or a hub model"
+        ) from error
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise ValueError(
+            f"auxiliary = {path!r}: {len(absent)} weights of the masked LM are not in the checkpoint and would be "
+            f"random ({', '.join(absent[:3])}); use a checkpoint saved with its masked-LM head (a generator, not a "
+            "discriminator or bare encoder)"
+        )
+    _refuse_other_vocabulary(path, model, tokenizer)
+    if sequence_length > positions_available(model.config):
+        raise ValueError(
+            f"data.sequence_length = {sequence_length}: the auxiliary model {path!r} has "
+            f"{positions_available(model.config)} positions; shorten the rows or take another auxiliary model"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_other_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    if model.config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"auxiliary = {path!r} knows {model.config.vocab_size} tokens, the corpus uses {len(tokenizer)}; "
+            "prepare the corpus with the auxiliary model's own tokenizer (prepare_corpus.py --tokenizer)"
+        )
+    try:
+        own = tokenizers.load(path)
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
+            raise ValueError(
+                f"auxiliary = {path!r} has no tokenizer beside its weights, so that its vocabulary cannot be checked; "
+                "save its tokenizer into that folder"
+            ) from error
+        raise
+    if own.get_vocab() != tokenizer.get_vocab():
+        differing = len(set(own.get_vocab().items()) ^ set(tokenizer.get_vocab().items()))
+        raise ValueError(
+            f"auxiliary = {path!r} uses another tokenizer than the corpus ({differing} entries of the vocabulary "
+            "differ); prepare the corpus with the auxiliary model's own tokenizer (prepare_corpus.py --tokenizer)"
+        )
+
+
+def gate(path: str, accuracy: float, most_frequent: float, total: int) -> None:
+    """Refuse an auxiliary model that predicts no better than always naming the most frequent token.
+
+    The margin is two standard errors of the measured share. Raises ValueError.
+    """
+    margin = 2 * (most_frequent * (1 - most_frequent) / total) ** 0.5
+    if accuracy <= most_frequent + margin:
+        raise ValueError(
+            f"auxiliary = {path!r} predicts {accuracy:.1%} of {total} held-out masked tokens; always naming the most "
+            f"frequent token would get {most_frequent:.1%}. A discriminator learns nothing from such samples: "
+            "train the auxiliary model longer, take a better one, or pass --auxiliary_gate false to go on all the same"
+        )

@@ -1,0 +1,138 @@
+"""One or several weighted corpora → rows of exactly `sequence_length` tokens → endless masked batches.
+
+A row is [CLS] followed by the next T - 1 tokens of the corpus, packed across documents: no padding, no truncation.
+The place of a sample in the endless order is one integer; everything else (which corpus, which row, which masked
+positions) is computed from it, so that a loader resumes at sample 10^9 as fast as at sample 0 and every process can
+make any share of any batch. Batches are read straight from the memory map.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fast_electra.config import DataConfig, require
+from fast_electra.corpus import Corpus
+from fast_electra.masking import masked_positions
+from fast_electra.randomness import permute
+
+_PERIOD = 4096
+
+
+class MaskedBatch(NamedTuple):
+    """Original tokens `input_ids` (B, T), sorted masked `positions` (B, N), and the key of each row, `rows` (B,)."""
+
+    input_ids: Tensor
+    positions: Tensor
+    rows: Tensor
+
+
+class Batches:
+    """Training and held-out rows of one or several corpora that share a tokenizer.
+
+    The last rows of each corpus, `data.held_out_rows` in all, are never trained on. Row numbers count through the
+    corpora in the order given.
+    """
+
+    def __init__(self, corpora: list[tuple[Corpus, float]], data: DataConfig, seed: int) -> None:
+        self.corpora = [corpus for corpus, _ in corpora]
+        self.data, self.seed = data, seed
+        tokenizer = self.corpora[0].tokenizer
+        self.cls_id, self.special_ids = tokenizer.cls_token_id, list(tokenizer.all_special_ids)
+        weights = np.array([weight for _, weight in corpora])
+        rows = np.array([corpus.num_tokens // (data.sequence_length - 1) for corpus in self.corpora])
+        held_out = np.maximum(1, np.round(data.held_out_rows * weights / weights.sum())).astype(np.int64)
+        for corpus, available, held in zip(self.corpora, rows, held_out, strict=True):
+            require(
+                bool(available > held),
+                "corpus",
+                str(corpus.path),
+                f"it holds {available} rows of {data.sequence_length} tokens, and {held} are held out for evaluation; "
+                "give more text, shorter rows (data.sequence_length) or fewer data.held_out_rows",
+            )
+        self.num_rows, self.num_training = int(rows.sum()), rows - held_out
+        self.num_held_out = int(held_out.sum())
+        self.offsets = np.cumsum(rows) - rows
+        self.turns = _interleave(weights)
+
+    def training(self, first: int, count: int) -> MaskedBatch:
+        """Samples `first` to `first + count - 1` of the endless training order."""
+        return self.masked(self.row_keys(np.arange(first, first + count, dtype=np.int64)))
+
+    def held_out(self, first: int, count: int) -> MaskedBatch:
+        """Held-out rows `first` to `first + count - 1`, always with the same masks."""
+        keys = np.concatenate(
+            [
+                offset + np.arange(training, corpus.num_tokens // (self.data.sequence_length - 1))
+                for corpus, offset, training in zip(self.corpora, self.offsets, self.num_training, strict=True)
+            ]
+        )
+        return self.masked(keys[first : first + count])
+
+    def row_keys(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The key, pass * num_rows + row, of each sample: each pass over a corpus has an order and masks of its own."""
+        turn = samples % _PERIOD
+        which = self.turns[turn]
+        per_period = np.bincount(self.turns, minlength=len(self.corpora))
+        earlier = np.stack([np.cumsum(self.turns == c) - (self.turns == c) for c in range(len(self.corpora))])
+        nth = samples // _PERIOD * per_period[which] + earlier[which, turn]
+        keys = np.empty_like(samples)
+        for c, size in enumerate(self.num_training):
+            mine = which == c
+            epoch = nth[mine] // size
+            row = permute(self.seed + c, epoch, nth[mine] % size, int(size))
+            keys[mine] = epoch * self.num_rows + self.offsets[c] + row
+        return keys
+
+    def masked(self, keys: NDArray[np.int64]) -> MaskedBatch:
+        """The rows of these keys with their masked positions."""
+        input_ids = np.empty((len(keys), self.data.sequence_length), dtype=np.int64)
+        input_ids[:, 0] = self.cls_id
+        for corpus, mine, place in self._places(keys):
+            input_ids[mine, 1:] = corpus.tokens[place]
+        positions = masked_positions(input_ids, keys, self.data.num_masked, self.seed, self.special_ids)
+        return MaskedBatch(torch.from_numpy(input_ids), torch.from_numpy(positions), torch.from_numpy(keys))
+
+    def documents(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number, within its corpus, of the document that each token (B, T) belongs to; [CLS] joins the first."""
+        numbers = np.empty((len(keys), self.data.sequence_length), dtype=np.int64)
+        for corpus, mine, place in self._places(keys):
+            numbers[mine, 1:] = np.searchsorted(corpus.document_starts, place, side="right") - 1
+        numbers[:, 0] = numbers[:, 1]
+        return numbers
+
+    def _places(self, keys: NDArray[np.int64]) -> Iterator[tuple[Corpus, NDArray[np.bool_], NDArray[np.int64]]]:
+        """For each corpus: which of the keys are its rows, and where in its token stream they lie (b, T - 1)."""
+        row, width = keys % self.num_rows, self.data.sequence_length - 1
+        which = np.searchsorted(self.offsets, row, side="right") - 1
+        for c, corpus in enumerate(self.corpora):
+            mine = which == c
+            if mine.any():
+                yield corpus, mine, (row[mine] - self.offsets[c])[:, None] * width + np.arange(width)[None, :]
+
+
+def _interleave(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The corpus of each turn in a period, always the one furthest behind its weight (as Megatron's blending does)."""
+    share, given = weights / weights.sum(), np.zeros(len(weights))
+    turns = np.empty(_PERIOD, dtype=np.int64)
+    for turn in range(_PERIOD):
+        turns[turn] = np.argmax(share * (turn + 1) - given)
+        given[turns[turn]] += 1
+    return turns
+
+
+def prefetch(batches: Batches, spans: Iterable[tuple[int, int]]) -> Iterator[MaskedBatch]:
+    """The training batches of these (first, count) spans in order, the next one made while the last is used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = None
+        for first, count in spans:
+            upcoming = pool.submit(batches.training, first, count)
+            if pending is not None:
+                yield pending.result()
+            pending = upcoming
+        if pending is not None:
+            yield pending.result()

@@ -1,0 +1,106 @@
+"""DeepSpeed's JSON and the recipe: each fact has one home, and where both speak they must agree.
+
+What the JSON leaves out or gives as "auto" is filled in from the recipe; every clash is reported in one message.
+What is sharded and where it lives is DeepSpeed's to say, the batch, the optimizer's numbers and the precision ours.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fast_electra.config import Config
+
+
+def read(path: str) -> dict[str, Any]:
+    """The JSON file as a dictionary. Raises ValueError when there is none or it is not JSON."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"--deepspeed {path!r} is no file; ds_configs/ holds zero1, zero2, zero3 and offload variants")
+    try:
+        values = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--deepspeed {path!r} is not JSON ({error}); start from one of ds_configs/") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--deepspeed {path!r} holds a {type(values).__name__}, not an object of settings")
+    return values
+
+
+def zero_stage(values: dict[str, Any]) -> int:
+    """The ZeRO stage that these settings ask for; 0 when they ask for none."""
+    return int(values.get("zero_optimization", {}).get("stage", 0))
+
+
+def micro_batch_rows(config: Config, num_processes: int) -> int:
+    """Rows that one process takes at a time: the most up to `run.micro_batch_rows` that divide its share evenly."""
+    rows, rest = divmod(config.run.batch_rows, num_processes)
+    if rest or rows == 0:
+        raise ValueError(
+            f"run.batch_rows = {config.run.batch_rows} cannot be split evenly over {num_processes} processes; "
+            "give a multiple of the number of processes, or start fewer"
+        )
+    return next(micro for micro in range(min(rows, config.run.micro_batch_rows), 0, -1) if rows % micro == 0)
+
+
+def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: bool) -> dict[str, Any]:
+    """The settings with what they leave open filled in from `config`.
+
+    Raises ValueError naming every setting in which JSON and recipe differ.
+    """
+    micro, optimizer = micro_batch_rows(config, num_processes), config.optimizer
+    decided = {
+        "train_batch_size": config.run.batch_rows,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": config.run.batch_rows // (micro * num_processes),
+        "gradient_clipping": optimizer.clip_norm,
+        "bf16.enabled": True,
+        "optimizer.type": "AdamW",
+        "optimizer.params.lr": optimizer.peak_learning_rate,
+        "optimizer.params.betas": [optimizer.beta1, optimizer.beta2],
+        "optimizer.params.eps": optimizer.epsilon,
+        "optimizer.params.weight_decay": optimizer.weight_decay,
+        "optimizer.params.torch_adam": on_cpu,
+    }
+    decided |= {
+        f"{name}.{key}": value
+        for name in ("csv_monitor", "tensorboard")
+        if values.get(name, {}).get("enabled")
+        for key, value in (("output_path", str(Path(config.output) / "monitor")), ("job_name", config.recipe))
+    }
+    filled = json.loads(json.dumps(values))
+    clashes = [
+        f"{key}: the JSON says {given!r}, the recipe {value!r}"
+        for key, value in decided.items()
+        if (given := _put(filled, key, value)) is not None
+    ]
+    if filled.get("fp16", {}).get("enabled"):
+        clashes.append("fp16.enabled: training runs in bf16")
+    if "scheduler" in filled:
+        clashes.append("scheduler: the learning rate follows optimizer.warmup_ratio and run.steps of the recipe")
+    clashes += [f"{key}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]
+    if clashes:
+        raise ValueError(
+            'the DeepSpeed JSON and the recipe differ; write "auto" in the JSON or override the recipe:\n  '
+            + "\n  ".join(clashes)
+        )
+    return filled
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> Any:
+    """Set the dotted key unless it is set; returns what stands there when that differs."""
+    *parents, last = key.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+    if values.get(last, "auto") == "auto":
+        values[last] = value
+    return None if values[last] == value else values[last]
+
+
+def _autos(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys that still say "auto"."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _autos(value, f"{prefix}{name}.")
+        elif value == "auto":
+            found.append(prefix + name)
+    return found

@@ -1,0 +1,78 @@
+"""From our few numbers to a stock transformers config: the only place that knows how each encoder type spells them.
+
+Attention: `auto` takes torch's fused kernel, but on a CPU plain matrix products for rows of up to 128 tokens, where
+the fused kernel's backward costs more than the products it saves (see LOG.md for the measurement).
+"""
+
+from typing import Any
+
+import torch
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    ElectraConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
+
+from fast_electra.config import EncoderConfig
+
+PLAIN_ATTENTION_TOKENS = 128
+
+
+def transformers_config(encoder: EncoderConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The stock config of this shape for this tokenizer's vocabulary, with one label (original or replaced)."""
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": encoder.hidden_size,
+        "num_hidden_layers": encoder.num_layers,
+        "num_attention_heads": encoder.num_heads,
+        "intermediate_size": encoder.intermediate_size,
+        "max_position_embeddings": encoder.max_positions,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "num_labels": 1,
+    }
+    if encoder.model_type == "modernbert":
+        return ModernBertConfig(
+            **common,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            global_attn_every_n_layers=1,
+            attention_dropout=encoder.attention_dropout,
+            embedding_dropout=encoder.dropout,
+            mlp_dropout=encoder.dropout,
+        )
+    common |= {
+        "hidden_dropout_prob": encoder.dropout,
+        "attention_probs_dropout_prob": encoder.attention_dropout,
+        "type_vocab_size": 2,
+    }
+    match encoder.model_type:
+        case "electra":
+            return ElectraConfig(**common, embedding_size=encoder.embedding_size or encoder.hidden_size)
+        case "bert":
+            return BertConfig(**common)
+        case "roberta":
+            padded = encoder.max_positions + tokenizer.pad_token_id + 1
+            return RobertaConfig(**common | {"max_position_embeddings": padded})
+        case _:
+            return DebertaV2Config(**common, relative_attention=True, pos_att_type=["p2c", "c2p"])
+
+
+def attention_kernel(encoder: EncoderConfig, sequence_length: int, device: torch.device) -> str:
+    """The name transformers gives the attention to use: what the config asks for, or the faster one of the two."""
+    if encoder.model_type == "deberta-v2":
+        return "eager"
+    if encoder.attention != "auto":
+        return encoder.attention
+    return "eager" if device.type == "cpu" and sequence_length <= PLAIN_ATTENTION_TOKENS else "sdpa"
+
+
+def positions_available(config: PreTrainedConfig) -> int:
+    """The longest row that a pre-trained model of this config has positions for."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 10**9)
+    return positions - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta") else positions

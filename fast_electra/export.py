@@ -1,0 +1,129 @@
+"""From an engine to a folder that stock transformers loads: weights, config, tokenizer, compared before it says done.
+
+The weights are the optimizer's float32 masters, written in safetensors shards of bounded size, so that no process
+needs room for more than one shard. Then the first process loads the folder with the stock class and compares its
+logits with the engine's on real rows.
+"""
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from deepspeed import DeepSpeedEngine
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fast_electra import parallel
+
+SHARD_BYTES = 4 * 2**30
+TOLERANCE = 0.02
+
+
+def export(
+    engine: DeepSpeedEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    wrap: Callable[[PreTrainedModel], nn.Module],
+    inputs: tuple[Tensor, ...],
+) -> float:
+    """Write the stock model inside `engine` to `folder`; returns the largest difference of logits, relative to theirs.
+
+    `inputs` is a held-out batch as the engine takes it, `wrap` puts a stock model into the module that takes it. All
+    processes take part. Raises RuntimeError, leaving `folder` as it was, when the logits differ by more than TOLERANCE.
+    """
+    model = engine.module.model
+    partial = folder.with_name(folder.name + ".partial")
+    if parallel.rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        config = copy.deepcopy(model.config)
+        config.architectures, config.dtype = [type(model).__name__], torch.float32
+        config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    parallel.barrier()
+    _write_weights(engine, model, partial)
+    reference = _logits(engine, inputs)
+    difference = parallel.from_rank_zero(
+        _difference(model, partial, wrap, inputs, reference) if parallel.rank() == 0 else None
+    )
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"the exported model in {partial} differs from the trained one by {difference:.3g} of the logits' size, so "
+            f"it was not put in place; the checkpoints beside it are whole. Please report this with your versions"
+        )
+    if parallel.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    parallel.barrier()
+    return difference
+
+
+@torch.no_grad()
+def _logits(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    training = module.training
+    module.eval()
+    _, logits = module(*inputs)
+    module.train(training)
+    return logits.float()
+
+
+def _difference(
+    model: PreTrainedModel,
+    folder: Path,
+    wrap: Callable[[PreTrainedModel], nn.Module],
+    inputs: tuple[Tensor, ...],
+    reference: Tensor,
+) -> float:
+    """Largest absolute difference of logits between the folder, loaded by the stock class, and the engine; inf if some
+    weights are missing."""
+    loaded, info = type(model).from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
+    if info["missing_keys"] or info["unexpected_keys"]:
+        return math.inf
+    logits = _logits(wrap(loaded.to(reference.device)), inputs)
+    return float((logits - reference).abs().max() / reference.abs().max())
+
+
+def _write_weights(engine: DeepSpeedEngine, model: nn.Module, folder: Path) -> None:
+    """All weights as safetensors in shards of at most SHARD_BYTES, with transformers' index when there are several."""
+    writes, shards, shard, size = parallel.rank() == 0, [], {}, 0
+    for name, weight in parallel.full_weights(engine, model):
+        if not writes:
+            continue
+        if shard and size + weight.nbytes > SHARD_BYTES:
+            shards.append(_write_shard(shard, folder, len(shards)))
+            shard, size = {}, 0
+        shard[name] = weight.contiguous()
+        size += weight.nbytes
+    if writes:
+        shards.append(_write_shard(shard, folder, len(shards)))
+        _name_shards(folder, shards)
+    parallel.barrier()
+
+
+def _write_shard(shard: dict[str, Tensor], folder: Path, number: int) -> dict[str, int]:
+    save_file(shard, folder / f"shard-{number}", metadata={"format": "pt"})
+    return {name: weight.nbytes for name, weight in shard.items()}
+
+
+def _name_shards(folder: Path, shards: list[dict[str, int]]) -> None:
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for number, sizes in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"shard-{number}").rename(folder / file)
+        weight_map |= dict.fromkeys(sizes, file)
+    total = sum(sum(sizes.values()) for sizes in shards)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,151 @@
+"""The loop: fetch, objective, forward, backward, step, log, evaluate, save.
+
+It knows where it is by two integers, step and rows seen. Same command, same folder: a second start goes on where the
+newest checkpoint ends, or returns the summary of what is done.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fast_electra import checkpoint, deepspeed_config, optim, parallel, run_folder, setup_run
+from fast_electra.batches import MaskedBatch, prefetch
+from fast_electra.checkpoint import Position
+from fast_electra.config import Config
+from fast_electra.export import export
+from fast_electra.progress import Progress, peak_memory_gib
+from fast_electra.randomness import Stream, bits
+from fast_electra.setup_run import Run
+
+
+def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train `config` to its end under DeepSpeed's `settings`; returns the summary. All processes take part.
+
+    An auxiliary model is trained first when the objective needs one and none is named. Raises ValueError, before
+    anything is trained, when the input does not fit together.
+    """
+    parallel.start()
+    deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
+    setup_run.on_rank_zero(lambda: run_folder.claim(config))
+    done = run_folder.read_summary(config.output)
+    if done is not None:
+        return done | {"already_done": True}
+    batches = setup_run.open_batches(config)
+    config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
+    if config.objective != "mlm" and not config.auxiliary:
+        made = pretrain(config.for_auxiliary(), settings)
+        config = dataclasses.replace(config, auxiliary=made["export"])
+    run = setup_run.build(config, settings, batches)
+    run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints")
+    summary = train(run)
+    run.engine.destroy()
+    return summary
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Update by update to the end of the run, then evaluate, export and sum up."""
+    config, progress = run.config, Progress(run)
+    batches = prefetch(run.batches, spans(run))
+    while run.position.step < config.run.steps:
+        step = run.position.step
+        torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))
+        parallel.set_learning_rate(run.engine, optim.learning_rate(config.optimizer, step, config.run.steps))
+        for _ in range(run.engine.gradient_accumulation_steps()):
+            micro_step(run, next(batches), step / config.run.steps, progress)
+        run.position = Position(step + 1, run.position.rows_seen + config.run.batch_rows, progress.elapsed())
+        progress.bar.update()
+        ended = run.position.step == config.run.steps
+        if ended or run.position.step % config.run.log_every == 0:
+            progress.log_step()
+        with progress.paused():
+            if not ended and run.position.step % config.run.evaluate_every == 0:
+                progress.write({"step": run.position.step, "held_out": evaluate(run)})
+            if ended or run.position.step % config.run.save_every == 0:
+                save(run)
+    progress.bar.close()
+    return finish(run, progress)
+
+
+def spans(run: Run) -> Iterator[tuple[int, int]]:
+    """(first sample, count) of each micro-batch of this process, from where the run is to its end."""
+    config, micro = run.config, run.engine.train_micro_batch_size_per_gpu()
+    share = config.run.batch_rows // parallel.world_size()
+    for step in range(run.position.step, config.run.steps):
+        first = step * config.run.batch_rows + parallel.rank() * share
+        yield from ((start, micro) for start in range(first, first + share, micro))
+
+
+def micro_step(run: Run, batch: MaskedBatch, u: float, progress: Progress) -> None:
+    """Forward and backward of one micro-batch; the engine updates the weights when it has accumulated enough."""
+    inputs = run.objective.inputs(to_device(batch), u)
+    loss, logits = run.engine(*inputs)
+    run.engine.backward(loss)
+    run.engine.step()
+    progress.add(run.objective.counts(logits, inputs))
+
+
+def to_device(batch: MaskedBatch) -> MaskedBatch:
+    """The batch where this process computes."""
+    return MaskedBatch(*(each.to(parallel.device(), non_blocking=True) for each in batch))
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """The objective's metrics on the held-out rows, the same whatever the number of processes; all take part."""
+    micro, total = run.engine.train_micro_batch_size_per_gpu(), None
+    run.engine.eval()
+    for first in range(0, run.batches.num_held_out, micro * parallel.world_size()):
+        start = first + parallel.rank() * micro
+        rows = min(micro, run.batches.num_held_out - start)
+        batch = to_device(run.batches.held_out(start if rows > 0 else 0, max(rows, 1)))
+        inputs = run.objective.evaluation_inputs(batch)
+        _, logits = run.engine(*inputs)
+        counts = run.objective.counts(logits, inputs) * (rows > 0)
+        total = counts if total is None else total + counts
+    run.engine.train()
+    assert total is not None
+    return run.objective.report(parallel.sum_over_processes(total).cpu())
+
+
+def save(run: Run) -> None:
+    """A checkpoint of where the run is."""
+    folder = Path(run.config.output) / "checkpoints"
+    checkpoint.save(run.engine, folder, run.position, run.config.run.keep_checkpoints)
+
+
+def finish(run: Run, progress: Progress) -> dict[str, Any]:
+    """Last evaluation, export and summary.json."""
+    config, folder = run.config, Path(run.config.output) / "export"
+    held_out = evaluate(run)
+    progress.write({"step": run.position.step, "held_out": held_out})
+    sample = to_device(run.batches.held_out(0, min(8, run.batches.num_held_out)))
+    inputs = run.objective.evaluation_inputs(sample)
+    difference = export(run.engine, run.tokenizer, folder, run.objective.wrap, inputs)
+    tokens = run.position.rows_seen * config.data.sequence_length
+    tokens_per_second = tokens / max(run.position.seconds, 1e-9)
+    first, last = run.objective.progress(0.0), run.objective.progress((config.run.steps - 1) / config.run.steps)
+    summary = {
+        "recipe": config.recipe,
+        "objective": config.objective,
+        **held_out,
+        **{f"{name}_start": value for name, value in first.items()},
+        **{f"{name}_end": value for name, value in last.items()},
+        "steps": run.position.step,
+        "tokens": tokens,
+        "seconds": run.position.seconds,
+        "tokens_per_second": tokens_per_second,
+        "flops_per_token": run.flops_per_token,
+        "mfu": run.flops_per_token * tokens_per_second / run.peak_flops,
+        "measured_peak_tflops": run.peak_flops / 1e12,
+        "peak_memory_gib": peak_memory_gib(),
+        "num_processes": parallel.world_size(),
+        **run.facts,
+        "export": str(folder),
+        "model_class": type(run.engine.module.model).__name__,
+        "export_logit_difference": difference,
+    }
+    setup_run.on_rank_zero(lambda: run_folder.write_summary(config.output, summary))
+    return summary

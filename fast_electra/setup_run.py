@@ -1,0 +1,153 @@
+"""From a config to a run ready to train: corpora verified, the auxiliary model through its gate, the engine built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from fast_electra import auxiliary, deepspeed_config, documentation, flops, objectives, optim, parallel, run_folder
+from fast_electra import corpus as corpora
+from fast_electra.batches import Batches
+from fast_electra.checkpoint import START, Position
+from fast_electra.config import Config
+from fast_electra.encoder import attention_kernel, transformers_config
+from fast_electra.objectives import Objective
+
+GATE_ROWS = 256
+_CHECKPOINT_BYTES_PER_WEIGHT, _EXPORT_BYTES_PER_WEIGHT = 14, 4
+
+
+@dataclass
+class Run:
+    """Everything the loop uses, and where it is."""
+
+    config: Config
+    batches: Batches
+    tokenizer: PreTrainedTokenizerBase
+    objective: Objective
+    engine: DeepSpeedEngine
+    flops_per_token: float
+    peak_flops: float
+    position: Position = START
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def on_rank_zero(action: Callable[[], Any]) -> None:
+    """Run `action` on the first process; a ValueError or OSError of its is raised as ValueError on all of them."""
+    message = None
+    if parallel.rank() == 0:
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            message = str(error)
+    message = parallel.from_rank_zero(message)
+    if message is not None:
+        raise ValueError(message)
+
+
+def open_batches(config: Config) -> Batches:
+    """The run's corpora, verified; the built-in documentation is prepared first when none is named.
+
+    Raises ValueError when a corpus is damaged or two of them have different tokenizers.
+    """
+    if not config.corpus:
+        on_rank_zero(lambda: _prepare_documentation(config))
+    named = config.corpora or [(documentation_corpus(config), 1.0)]
+    opened = [(corpora.Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
+    first = opened[0][0]
+    for other, _ in opened[1:]:
+        if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            raise ValueError(
+                f"corpus = {config.corpus!r}: {other.path} was made with another tokenizer than {first.path}; "
+                "prepare both with the same one (prepare_corpus.py --tokenizer)"
+            )
+    if config.data.verify:
+        on_rank_zero(lambda: [each.verify() for each, _ in opened])
+    return Batches(opened, config.data, config.seed)
+
+
+def documentation_corpus(config: Config) -> str:
+    """Where a run without a corpus keeps the one made of the built-in documentation."""
+    return str(Path(config.output) / "corpus")
+
+
+def _prepare_documentation(config: Config) -> None:
+    folder = Path(documentation_corpus(config))
+    if not folder.exists():
+        text = documentation.write(Path(config.output))
+        corpora.build([str(text)], folder, tokenizer=None, vocab_size=config.data.vocab_size)
+
+
+def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
+    """The objective, its model (partitioned as it is made under ZeRO-3) and the engine around it."""
+    tokenizer = batches.corpora[0].tokenizer
+    shape = transformers_config(config.encoder, tokenizer)
+    objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
+    engine, num_weights = _engine(config, settings, objective, shape)
+    flops_per_token = flops.model_flops_per_token(
+        config.objective,
+        shape,
+        auxiliary_shape,
+        batch_rows=engine.train_micro_batch_size_per_gpu(),
+        sequence_length=config.data.sequence_length,
+        num_masked=config.data.num_masked,
+    )
+    return Run(
+        config,
+        batches,
+        tokenizer,
+        objective,
+        engine,
+        flops_per_token,
+        peak_flops=float(parallel.sum_over_processes(_matrix_product_flops())),
+        facts=facts | {"weights": num_weights},
+    )
+
+
+def _engine(
+    config: Config, settings: dict[str, Any], objective: Objective, shape: PreTrainedConfig
+) -> tuple[DeepSpeedEngine, int]:
+    """The training engine and the number of weights in it."""
+    attention = attention_kernel(config.encoder, config.data.sequence_length, parallel.device())
+    settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
+    torch.manual_seed(config.seed)
+    with parallel.building(settings):
+        module = objective.wrap(objective.build(shape, attention, torch.bfloat16))
+    num_weights = parallel.num_weights(module)
+    checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.keep_checkpoints + 1)
+    needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
+    on_rank_zero(lambda: run_folder.require_space(config.output, needed))
+    groups = optim.parameter_groups(module, config.optimizer.weight_decay)
+    engine = parallel.training_engine(module, groups, settings)
+    if config.run.compile:
+        engine.compile()
+    return engine, num_weights
+
+
+def _matrix_product_flops() -> Tensor:
+    """This process's share of the bf16 matrix-product peak, FLOP/s, measured in all processes at once."""
+    parallel.barrier()
+    peak = flops.measured_matmul_flops_per_second(parallel.device(), torch.bfloat16)
+    return torch.tensor(peak, dtype=torch.float64, device=parallel.device())
+
+
+def _objective(
+    config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
+) -> tuple[Objective, PreTrainedConfig | None, dict[str, Any]]:
+    """The objective, its auxiliary model's config if it has one, and what the gate measured."""
+    if config.objective == "mlm":
+        return objectives.Mlm(tokenizer.mask_token_id), None, {}
+    model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, torch.bfloat16)
+    engine = parallel.inference_engine(auxiliary.MaskedLM(model), torch.bfloat16)
+    frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)
+    rows = min(GATE_ROWS, batches.num_held_out)
+    accuracy, most_frequent, total = frozen.accuracy(batches, rows, parallel.device())
+    if config.auxiliary_gate:
+        auxiliary.gate(config.auxiliary, accuracy, most_frequent, total)
+    facts = {"auxiliary": config.auxiliary, "auxiliary_top1": accuracy, "most_frequent_share": most_frequent}
+    return objectives.Frozen(frozen, config.temperature, config.data.mask_rate), model.config, facts

@@ -1,0 +1,38 @@
+"""The last page of a run: what was learned, at what speed, and how to load it, for a person to read."""
+
+from typing import Any
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary of a finished run (run folder's summary.json) as text."""
+    learned = _masked_lm(summary) if summary["objective"] == "mlm" else _discriminator(summary)
+    state = "was already done; nothing was run" if summary.get("already_done") else "is done"
+    lines = [
+        f"{summary['recipe']} ({summary['objective']}) {state}",
+        *learned,
+        f"  trained      {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['weights']:,} weights, "
+        f"{summary['seconds']:.0f} s on {summary['num_processes']} process(es)",
+        f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%} of the "
+        f"{summary['measured_peak_tflops']:.2f} TFLOP/s that a bf16 matrix product reached in this run",
+        f"  peak memory  {summary['peak_memory_gib']:.2f} GiB",
+        f"  model        {summary['export']} (logits within {summary['export_logit_difference']:.1e} of the engine's)",
+        "",
+        f"    from transformers import AutoTokenizer, {summary['model_class']}",
+        f'    tokenizer = AutoTokenizer.from_pretrained("{summary["export"]}")',
+        f'    model = {summary["model_class"]}.from_pretrained("{summary["export"]}")',
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _discriminator(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"  learned      loss {summary['loss']:.4f} against {summary['floor']:.4f} of the majority-class floor; "
+        f"ROC-AUC {summary['roc_auc']:.3f} (held-out rows, T = 1)",
+        f"  auxiliary    {summary['auxiliary']}: predicts {summary['auxiliary_top1']:.1%} of masked tokens "
+        f"(the most frequent token: {summary['most_frequent_share']:.1%})",
+        f"  temperature  {summary['temperature_start']:.3f} at the start, {summary['temperature_end']:.3f} at the end",
+    ]
+
+
+def _masked_lm(summary: dict[str, Any]) -> list[str]:
+    return [f"  learned      loss {summary['loss']:.3f}, {summary['accuracy']:.1%} of held-out masked tokens predicted"]

@@ -1,0 +1,31 @@
+"""Pre-train a discriminator (or, with --objective mlm, a masked LM) under DeepSpeed.
+
+deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json [--recipe NAME] [--corpus FOLDER] [--auxiliary MODEL]
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fast_electra import command_line, deepspeed_config, summary
+
+
+def main() -> int:
+    """Run the command line; returns the exit status: 0 done, 2 refused input."""
+    try:
+        config, path = command_line.parse(sys.argv[1:], __doc__)
+        settings = deepspeed_config.read(path)
+        from fast_electra import parallel, pretrain
+
+        result = pretrain.pretrain(config, settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if parallel.rank() == 0:
+        print(summary.describe(result), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
