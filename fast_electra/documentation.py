@@ -45,7 +45,7 @@ def documents() -> Iterator[str]:
 
 
 def write(folder: str | Path) -> Path:
-    """Write the documentation as `documentation.txt` into `folder` (made if missing), a blank line between documents."""
+    """Write the documentation as `documentation.txt` into `folder` (made if missing), blank lines between documents."""
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(documents()) + "\n", encoding="utf-8")
