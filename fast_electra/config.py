@@ -95,16 +95,20 @@ class AuxiliaryConfig:
 
 @dataclass(frozen=True)
 class TemperatureConfig:
-    """T(u) over u, the fraction of updates done: from `initial` towards `final`; `decay` is tau or the power."""
+    """T(u) over u, the fraction of updates done, from `initial` towards `final`.
+
+    `tau` belongs to the exponential schedule, `power` to the polynomial one.
+    """
 
     schedule: str = "exponential"
     initial: float = 2.0
     final: float = 1.0
-    decay: float = 0.1
+    tau: float = 0.1
+    power: float = 2.0
 
     def __post_init__(self) -> None:
         require(self.schedule in SCHEDULES, "temperature.schedule", self.schedule, f"choose one of {SCHEDULES}")
-        for name in ("initial", "final", "decay"):
+        for name in ("initial", "final", "tau", "power"):
             require(getattr(self, name) > 0, f"temperature.{name}", getattr(self, name), "give a number above 0")
 
 

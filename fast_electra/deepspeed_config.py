@@ -60,6 +60,8 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         "optimizer.params.weight_decay": optimizer.weight_decay,
         "optimizer.params.torch_adam": on_cpu,
     }
+    if on_cpu:
+        decided["optimizer.params.fused"] = True
     decided |= {
         f"{name}.{key}": value
         for name in ("csv_monitor", "tensorboard")

@@ -20,6 +20,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+from transformers.utils import logging as transformers_logging
 
 from fast_electra import deepspeed_config
 
@@ -27,6 +28,7 @@ from fast_electra import deepspeed_config
 def start() -> None:
     """Join the process group that the launcher describes; alone, without a launcher, a group of one."""
     deepspeed_logger.setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
     if dist.is_initialized():
         return
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -159,7 +159,7 @@ def electra_large() -> Config:
 
 
 def _electra(name: str, encoder: EncoderConfig, data: DataConfig, run: RunConfig, peak_learning_rate: float) -> Config:
-    """The ELECTRA paper's optimizer (Adam .9/.999, eps 1e-6, decay .01, clip 1, 10k warm-up) around one of its shapes."""
+    """One of the ELECTRA paper's shapes with its optimizer: Adam .9/.999, eps 1e-6, decay .01, clip 1, 10k warm-up."""
     auxiliary = replace(encoder, num_layers=encoder.num_layers // (4 if encoder.num_layers > 12 else 3))
     return Config(
         recipe=name,

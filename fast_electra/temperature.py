@@ -11,7 +11,7 @@ from fast_electra.config import TemperatureConfig
 
 
 def temperature(config: TemperatureConfig, u: float) -> float:
-    """T at u in [0, 1]. `config.decay` is tau (exponential) or the power (polynomial); raises ValueError outside."""
+    """T at u in [0, 1]. Raises ValueError outside."""
     if not 0 <= u <= 1:
         raise ValueError(f"u = {u}: the fraction of updates done lies between 0 and 1")
     return config.final + (config.initial - config.final) * remaining(config, u)
@@ -21,11 +21,11 @@ def remaining(config: TemperatureConfig, u: float) -> float:
     """How much of the way from the initial to the final temperature is still ahead, from 1 at u = 0."""
     match config.schedule:
         case "exponential":
-            return math.exp(-u / config.decay)
+            return math.exp(-u / config.tau)
         case "linear":
             return 1 - u
         case "polynomial":
-            return (1 - u) ** config.decay
+            return (1 - u) ** config.power
         case "cosine":
             return (1 + math.cos(math.pi * u)) / 2
         case _:

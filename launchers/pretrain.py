@@ -5,7 +5,9 @@ deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json [--recipe NAME
 
 import os
 import sys
+import warnings
 
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fast_electra import command_line, deepspeed_config, summary
