@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
-from deepspeed import DeepSpeedEngine
 
 from fast_electra import parallel
 
@@ -31,7 +30,7 @@ class Position(NamedTuple):
 START = Position(0, 0, 0.0)
 
 
-def save(engine: DeepSpeedEngine, folder: Path, position: Position, keep: int) -> Path:
+def save(engine: parallel.Engine, folder: Path, position: Position, keep: int) -> Path:
     """Write a checkpoint and drop all but the last `keep`. All processes take part; returns its folder."""
     name = f"step-{position.step:08d}"
     partial = folder / (name + _PARTIAL)
@@ -113,7 +112,7 @@ def _verified(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def restore(engine: DeepSpeedEngine, folder: Path) -> Position:
+def restore(engine: parallel.Engine, folder: Path) -> Position:
     """Load the newest sound checkpoint into the engine; START when there is none. All processes take part.
 
     Raises ValueError when it was written by another number of processes.

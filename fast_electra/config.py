@@ -136,7 +136,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time."""
+    """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time.
+
+    `stop_at_step` ends this start early, with a checkpoint to go on from; 0 means no.
+    """
 
     steps: int = 125_000
     batch_rows: int = 2048
@@ -146,6 +149,7 @@ class RunConfig:
     save_every: int = 5_000
     keep_checkpoints: int = 2
     compile: bool = False
+    stop_at_step: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_rows", "micro_batch_rows", "log_every", "evaluate_every", "save_every"):

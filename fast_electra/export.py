@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from deepspeed import DeepSpeedEngine
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +24,7 @@ TOLERANCE = 0.02
 
 
 def export(
-    engine: DeepSpeedEngine,
+    engine: parallel.Engine,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     wrap: Callable[[PreTrainedModel], nn.Module],
@@ -93,7 +92,7 @@ def _difference(
     return float((logits - reference).abs().max() / reference.abs().max())
 
 
-def _write_weights(engine: DeepSpeedEngine, model: nn.Module, folder: Path) -> None:
+def _write_weights(engine: parallel.Engine, model: nn.Module, folder: Path) -> None:
     """All weights as safetensors in shards of at most SHARD_BYTES, with transformers' index when there are several."""
     writes, shards, shard, size = parallel.rank() == 0, [], {}, 0
     for name, weight in parallel.full_weights(engine, model):

@@ -24,6 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from fast_electra import deepspeed_config
 
+Engine = deepspeed.DeepSpeedEngine
+
 
 def start() -> None:
     """Join the process group that the launcher describes; alone, without a launcher, a group of one."""
@@ -103,9 +105,7 @@ def building(settings: dict[str, Any]) -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
-def training_engine(
-    module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]
-) -> "deepspeed.DeepSpeedEngine":
+def training_engine(module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Engine:
     """DeepSpeed's engine around a module and its parameter groups."""
     engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     return engine
@@ -117,13 +117,13 @@ def inference_engine(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
 
 
-def set_learning_rate(engine: "deepspeed.DeepSpeedEngine", value: float) -> None:
+def set_learning_rate(engine: Engine, value: float) -> None:
     """Set the rate of every parameter group for the next update."""
     for group in engine.optimizer.param_groups:
         group["lr"] = value
 
 
-def full_weights(engine: "deepspeed.DeepSpeedEngine", module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def full_weights(engine: Engine, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, float32 master weight on the CPU) one at a time, gathered from wherever its parts lie; all take part."""
     for name, parameter in module.named_parameters():
         weight = safe_get_full_fp32_param(parameter)

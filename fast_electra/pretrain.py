@@ -37,19 +37,26 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
     if config.objective != "mlm" and not config.auxiliary:
         made = pretrain(config.for_auxiliary(), settings)
+        if "export" not in made:
+            return made
         config = dataclasses.replace(config, auxiliary=made["export"])
     run = setup_run.build(config, settings, batches)
     run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints")
-    summary = train(run)
+    progress = Progress(run)
+    train(run, progress)
+    if run.position.step < config.run.steps:
+        return {"stopped_at_step": run.position.step, "output": config.output}
+    summary = finish(run, progress)
     run.engine.destroy()
     return summary
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Update by update to the end of the run, then evaluate, export and sum up."""
-    config, progress = run.config, Progress(run)
+def train(run: Run, progress: Progress) -> None:
+    """Update by update to the end of the run, or of this start."""
+    config = run.config
+    end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
     batches = prefetch(run.batches, spans(run))
-    while run.position.step < config.run.steps:
+    while run.position.step < end:
         step = run.position.step
         torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))
         parallel.set_learning_rate(run.engine, optim.learning_rate(config.optimizer, step, config.run.steps))
@@ -57,7 +64,7 @@ def train(run: Run) -> dict[str, Any]:
             micro_step(run, next(batches), step / config.run.steps, progress)
         run.position = Position(step + 1, run.position.rows_seen + config.run.batch_rows, progress.elapsed())
         progress.bar.update()
-        ended = run.position.step == config.run.steps
+        ended = run.position.step == end
         if ended or run.position.step % config.run.log_every == 0:
             progress.log_step()
         with progress.paused():
@@ -66,7 +73,6 @@ def train(run: Run) -> dict[str, Any]:
             if ended or run.position.step % config.run.save_every == 0:
                 save(run)
     progress.bar.close()
-    return finish(run, progress)
 
 
 def spans(run: Run) -> Iterator[tuple[int, int]]:

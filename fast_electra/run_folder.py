@@ -29,6 +29,7 @@ _FREE = {
     "run.log_every",
     "run.micro_batch_rows",
     "run.save_every",
+    "run.stop_at_step",
 }
 _LIBRARIES = ("torch", "deepspeed", "transformers", "megatron-core", "datasets", "sentencepiece", "numpy")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -30,7 +29,7 @@ class Run:
     batches: Batches
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
-    engine: DeepSpeedEngine
+    engine: parallel.Engine
     flops_per_token: float
     peak_flops: float
     position: Position = START
@@ -111,7 +110,7 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
 
 def _engine(
     config: Config, settings: dict[str, Any], objective: Objective, shape: PreTrainedConfig
-) -> tuple[DeepSpeedEngine, int]:
+) -> tuple[parallel.Engine, int]:
     """The training engine and the number of weights in it."""
     attention = attention_kernel(config.encoder, config.data.sequence_length, parallel.device())
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")

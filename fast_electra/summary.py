@@ -24,6 +24,11 @@ def describe(summary: dict[str, Any]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
+def stopped(result: dict[str, Any]) -> str:
+    """What to say of a start that ended before its run."""
+    return f"\n{result['output']} stopped at step {result['stopped_at_step']:,}; the same command goes on from there\n"
+
+
 def _discriminator(summary: dict[str, Any]) -> list[str]:
     return [
         f"  learned      loss {summary['loss']:.4f} against {summary['floor']:.4f} of the majority-class floor; "

@@ -25,7 +25,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     if parallel.rank() == 0:
-        print(summary.describe(result), flush=True)
+        print(summary.describe(result) if "export" in result else summary.stopped(result), flush=True)
     return 0
 
 
