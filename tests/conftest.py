@@ -1,4 +1,4 @@
-"""What tests share: a tiny tokenizer and corpus made of the interpreter's own documentation, and a way to start runs."""
+"""What tests share: a tiny corpus made of the interpreter's own documentation, and a way to start runs."""
 
 import json
 import os

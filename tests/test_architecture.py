@@ -4,14 +4,15 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
-FLOW = """
+_FLOW = """
     randomness config recipes
-    documentation tokenizer compression documents corpus masking batches
+    documentation tokenizer compression documents hub corpus masking batches
     temperature encoder auxiliary gumbel replacements replacement_codec replacement_store
     discriminator metrics objectives joint
     optim model_flops paper_flops flops deepspeed_config run_folder command_line summary
     parallel checkpoint export setup_run progress pretrain
-""".split()
+"""
+FLOW = _FLOW.split()
 EDGE = {"parallel", "checkpoint"}
 EDGE_PACKAGES = ("torch.distributed", "deepspeed", "megatron.core.parallel_state")
 
