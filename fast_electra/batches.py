@@ -58,6 +58,12 @@ class Batches:
         self.num_held_out = int(held_out.sum())
         self.offsets = np.cumsum(rows) - rows
         self.turns = _interleave(weights)
+        missing = np.setdiff1d(np.arange(len(corpora)), self.turns)
+        if missing.size:
+            raise ValueError(
+                f"corpus: {self.corpora[missing[0]].path} weighs {weights[missing[0]] / weights.sum():.2g} of the whole "
+                f"and would never be read; give it at least {1 / _PERIOD:.2g}, or leave it out"
+            )
 
     def training(self, first: int, count: int) -> MaskedBatch:
         """Samples `first` to `first + count - 1` of the endless training order."""

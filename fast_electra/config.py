@@ -229,6 +229,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
     """The dataclass `kind` from nested dictionaries; raises ValueError on an unknown key."""
     hints = get_type_hints(kind)
+    require(isinstance(values, dict), kind.__name__, values, "expected an object of settings")
     unknown = sorted(set(values) - set(hints))
     require(not unknown, kind.__name__, unknown, f"unknown keys; known are {sorted(hints)}")
     return kind(
@@ -248,5 +249,5 @@ def load(path: Path) -> Config:
     """Read a config written by `save`; raises ValueError when the file is damaged or of another version."""
     try:
         return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a config of this project ({error}); choose another output folder") from error

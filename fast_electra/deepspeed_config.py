@@ -62,13 +62,9 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
     }
     if on_cpu:
         decided["optimizer.params.fused"] = True
-    decided |= {
-        f"{name}.{key}": value
-        for name in ("csv_monitor", "tensorboard")
-        if values.get(name, {}).get("enabled")
-        for key, value in (("output_path", str(Path(config.output) / "monitor")), ("job_name", config.recipe))
-    }
     filled = json.loads(json.dumps(values))
+    for key, value in _places(values, config).items():
+        _put(filled, key, value)
     clashes = [
         f"{key}: the JSON says {given!r}, the recipe {value!r}"
         for key, value in decided.items()
@@ -85,6 +81,18 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
             + "\n  ".join(clashes)
         )
     return filled
+
+
+def _places(values: dict[str, Any], config: Config) -> dict[str, str]:
+    """Folders for what these settings write, inside the run's own; a JSON that names others is left as it is."""
+    places = {}
+    for name in ("csv_monitor", "tensorboard"):
+        if values.get(name, {}).get("enabled"):
+            places |= {f"{name}.output_path": f"{config.output}/monitor", f"{name}.job_name": config.recipe}
+    for name in ("offload_optimizer", "offload_param"):
+        if values.get("zero_optimization", {}).get(name, {}).get("device") == "nvme":
+            places[f"zero_optimization.{name}.nvme_path"] = f"{config.output}/offload"
+    return places
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> Any:

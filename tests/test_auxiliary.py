@@ -1,0 +1,206 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    DebertaV2Config,
+    ElectraConfig,
+    ElectraForPreTraining,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from fast_electra import auxiliary
+from fast_electra.auxiliary import Auxiliary, MaskedLM, draw, mask_out
+from fast_electra.batches import MaskedBatch
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
+
+def config_of(kind, tokenizer):
+    kinds = {
+        "electra": lambda **k: ElectraConfig(embedding_size=16, **k),
+        "bert": BertConfig,
+        "roberta": lambda **k: RobertaConfig(**k | {"max_position_embeddings": 66 + tokenizer.pad_token_id}),
+        "deberta-v2": lambda **k: DebertaV2Config(relative_attention=True, pos_att_type=["p2c", "c2p"], **k),
+        "modernbert": lambda **k: ModernBertConfig(global_attn_every_n_layers=1, **k),
+    }
+    return kinds[kind](**SIZES, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+
+
+@pytest.fixture
+def batch(tiny_tokenizer):
+    generator = np.random.default_rng(0)
+    ids = torch.from_numpy(generator.integers(300, len(tiny_tokenizer), size=(6, 32)))
+    positions = torch.from_numpy(np.sort(generator.permuted(np.tile(np.arange(32), (6, 1)), axis=1)[:, :5], axis=1))
+    return MaskedBatch(ids, positions, torch.arange(6))
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_tokenizer):
+    """A masked LM in a folder, as an existing one would lie there."""
+    model = AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer))
+    model.save_pretrained(tmp_path / "lm")
+    tiny_tokenizer.save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+@pytest.mark.parametrize("kind", ["electra", "bert", "roberta", "deberta-v2", "modernbert"])
+def test_the_head_on_masked_positions_gives_the_stock_models_logits(kind, tiny_tokenizer, batch):
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config_of(kind, tiny_tokenizer)).eval()
+    with torch.no_grad():
+        everywhere = model(input_ids=batch.input_ids).logits
+        at_positions = MaskedLM(model)(batch.input_ids, batch.positions)
+    assert at_positions.shape == (6, 5, len(tiny_tokenizer))
+    index = batch.positions.unsqueeze(-1).expand_as(at_positions)
+    torch.testing.assert_close(at_positions, everywhere.gather(1, index))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.37, 2.0, 4.0])
+def test_samples_follow_the_tempered_softmax(temperature):
+    torch.manual_seed(1)
+    logits = torch.randn(12) * 2
+    uniforms = torch.rand(40_000, dtype=torch.float64)
+    counts = torch.bincount(draw(logits.expand(40_000, 12), temperature, uniforms), minlength=12)
+    expected = torch.softmax(logits.double() / temperature, dim=0) * 40_000
+    assert stats.chisquare(counts.numpy(), expected.numpy() * counts.sum().item() / expected.sum().item()).pvalue > 1e-3
+
+
+def test_entropy_of_samples_rises_with_temperature():
+    torch.manual_seed(2)
+    logits, uniforms = torch.randn(200) * 3, torch.rand(20_000, dtype=torch.float64)
+
+    def entropy(temperature):
+        share = torch.bincount(draw(logits.expand(20_000, 200), temperature, uniforms), minlength=200) / 20_000
+        return float(-(share * share.clamp_min(1e-12).log()).sum())
+
+    assert entropy(0.5) < entropy(1.0) < entropy(2.0) < entropy(4.0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 2.0**-54, 0.5, 1 - 2.0**-54, 1.0])
+def test_words_at_minus_infinity_are_never_drawn_even_at_the_ends(uniform):
+    logits = torch.tensor([-torch.inf, 1.0, -torch.inf, 0.0, -torch.inf])
+    assert int(draw(logits, 1.0, torch.tensor(uniform, dtype=torch.float64))) in (1, 3)
+
+
+def auxiliary_of(model, tokenizer):
+    return Auxiliary(MaskedLM(model.eval()), tokenizer, seed=0)
+
+
+def test_the_model_sees_masks_and_the_samples_are_ordinary_tokens(tiny_tokenizer, batch):
+    seen = []
+
+    def predict(input_ids, positions):
+        seen.append(input_ids)
+        return torch.zeros(*positions.shape, len(tiny_tokenizer))
+
+    samples = Auxiliary(predict, tiny_tokenizer, seed=0).sample(batch, 1.0)
+    masked = torch.cat(seen)
+    assert (masked.gather(1, batch.positions) == tiny_tokenizer.mask_token_id).all()
+    assert ((masked == tiny_tokenizer.mask_token_id).sum(1) == 5).all()
+    assert samples.shape == batch.positions.shape
+    assert not torch.isin(samples, torch.tensor(tiny_tokenizer.all_special_ids)).any()
+
+
+def test_a_rows_samples_do_not_depend_on_its_batch_or_the_chunks(tiny_tokenizer, batch, monkeypatch):
+    torch.manual_seed(0)
+    frozen = auxiliary_of(AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)), tiny_tokenizer)
+    whole = frozen.sample(batch, 1.5)
+    parts = torch.cat([frozen.sample(MaskedBatch(*(each[i : i + 1] for each in batch)), 1.5) for i in range(6)])
+    monkeypatch.setattr(auxiliary, "LOGITS_BUDGET_MIB", 1e-6)
+    assert torch.equal(whole, parts)
+    assert torch.equal(whole, frozen.sample(batch, 1.5))
+
+
+def test_float32_logits_stay_within_the_budget(tiny_tokenizer, batch, monkeypatch):
+    budget = 2 * 5 * len(tiny_tokenizer) * 4 / 2**20
+    monkeypatch.setattr(auxiliary, "LOGITS_BUDGET_MIB", budget)
+    frozen = auxiliary_of(AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)), tiny_tokenizer)
+    sizes = [logits.nbytes for _, logits in frozen.logits(batch)]
+    assert len(sizes) == 3
+    assert max(sizes) <= budget * 2**20
+
+
+def test_mask_out_leaves_the_rest_alone(batch):
+    masked = mask_out(batch, 4)
+    kept = torch.ones_like(masked, dtype=torch.bool).scatter(1, batch.positions, False)
+    assert torch.equal(masked[kept], batch.input_ids[kept])
+
+
+def test_a_loaded_model_is_frozen_and_in_eval_mode(saved, tiny_tokenizer):
+    model = auxiliary.load(str(saved), tiny_tokenizer, 32, torch.bfloat16)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path, tiny_tokenizer):
+    ElectraForPreTraining(config_of("electra", tiny_tokenizer)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"not in the checkpoint and would be random .*masked-LM head"):
+        auxiliary.load(str(tmp_path), tiny_tokenizer, 32, torch.bfloat16)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path, tiny_tokenizer):
+    with pytest.raises(ValueError, match="is no masked LM that transformers can load"):
+        auxiliary.load(str(tmp_path), tiny_tokenizer, 32, torch.bfloat16)
+
+
+def test_a_smaller_vocabulary_is_refused(tmp_path, tiny_tokenizer):
+    config = config_of("bert", tiny_tokenizer)
+    config.vocab_size = 100
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"knows 100 tokens, the corpus uses 512.*--tokenizer"):
+        auxiliary.load(str(tmp_path), tiny_tokenizer, 32, torch.bfloat16)
+
+
+def test_another_tokenizer_is_refused(saved, tiny_tokenizer, documents, tmp_path):
+    from fast_electra import tokenizer
+
+    other = tokenizer.train(documents[50:], 512, tmp_path / "other")
+    with pytest.raises(ValueError, match="uses another tokenizer than the corpus"):
+        auxiliary.load(str(saved), other, 32, torch.bfloat16)
+
+
+def test_a_model_without_a_tokenizer_beside_it_is_refused(tmp_path, tiny_tokenizer):
+    AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokenizer beside its weights"):
+        auxiliary.load(str(tmp_path), tiny_tokenizer, 32, torch.bfloat16)
+
+
+def test_rows_longer_than_its_positions_are_refused(saved, tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"data.sequence_length = 65: .* has 64 positions"):
+        auxiliary.load(str(saved), tiny_tokenizer, 65, torch.bfloat16)
+
+
+def test_the_gate_refuses_a_model_on_the_unigram_plateau():
+    with pytest.raises(ValueError, match=r"predicts 5.1% of 1000 .* would get 5.0%.*--auxiliary_gate false"):
+        auxiliary.gate("runs/aux/export", 0.051, 0.05, 1000)
+    auxiliary.gate("runs/aux/export", 0.2, 0.05, 1000)
+
+
+def test_accuracy_counts_hits_and_the_most_frequent_token(tiny_tokenizer, batch):
+    class Held:
+        @staticmethod
+        def held_out(first, count):
+            return MaskedBatch(*(each[first : first + count] for each in batch))
+
+    targets = batch.input_ids.gather(1, batch.positions)
+    always = int(targets[0, 0])
+
+    def predict(input_ids, positions):
+        return torch.nn.functional.one_hot(torch.full(positions.shape, always), len(tiny_tokenizer)).float()
+
+    accuracy, most_frequent, total = Auxiliary(predict, tiny_tokenizer, 0).accuracy(Held(), 6, torch.device("cpu"))
+    assert accuracy == pytest.approx(float((targets == always).float().mean()))
+    assert most_frequent == pytest.approx(int(torch.bincount(targets.flatten()).max()) / 30)
+    assert total == 30

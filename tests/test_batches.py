@@ -1,0 +1,112 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fast_electra.batches import Batches, prefetch
+from fast_electra.config import DataConfig
+
+LENGTH = 16
+DATA = DataConfig(sequence_length=LENGTH, held_out_rows=20)
+
+
+def corpus(num_tokens, start=10, seed=0):
+    """A corpus in memory whose tokens tell where they stand: token = start + place modulo 5000."""
+    tokens = (np.arange(num_tokens) % 5000 + start).astype(np.uint16)
+    lengths = np.random.default_rng(seed).integers(3, 40, size=num_tokens)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokenizer = SimpleNamespace(cls_token_id=2, all_special_ids=[0, 1, 2, 3, 4])
+    return SimpleNamespace(
+        path="somewhere",
+        tokens=tokens,
+        num_tokens=num_tokens,
+        document_starts=starts[starts < num_tokens],
+        tokenizer=tokenizer,
+    )
+
+
+@pytest.fixture
+def batches():
+    return Batches([(corpus(15 * 300 + 7), 1.0)], DATA, seed=0)
+
+
+def test_a_row_is_cls_and_the_next_tokens_of_the_corpus(batches):
+    batch = batches.masked(np.array([3]))
+    assert batch.input_ids.shape == (1, LENGTH)
+    assert batch.input_ids[0, 0] == 2
+    assert batch.input_ids[0, 1:].tolist() == list(range(10 + 45, 10 + 60))
+    assert batch.positions.shape == (1, DATA.num_masked)
+
+
+def test_one_pass_reads_every_training_row_once_and_no_held_out_row(batches):
+    rows = batches.training(0, 280).rows
+    assert sorted(rows.tolist()) == list(range(280))
+    assert batches.held_out(0, 20).rows.tolist() == list(range(280, 300))
+
+
+def test_each_pass_has_an_order_and_masks_of_its_own(batches):
+    first, second = batches.training(0, 280), batches.training(280, 280)
+    assert sorted((second.rows % 300).tolist()) == list(range(280))
+    assert not torch.equal(first.rows, second.rows % 300)
+    same_row = [
+        (first.positions[i], second.positions[(second.rows % 300 == row).nonzero().item()])
+        for i, row in enumerate(first.rows.tolist()[:20])
+    ]
+    assert any(not torch.equal(a, b) for a, b in same_row)
+
+
+def test_any_share_of_any_batch_can_be_made_alone(batches):
+    whole = batches.training(1000, 64)
+    for count in (1, 16, 32):
+        parts = [batches.training(1000 + first, count) for first in range(0, 64, count)]
+        for name in ("input_ids", "positions", "rows"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+
+
+def test_prefetching_gives_the_same_batches_in_order(batches):
+    spans = [(0, 8), (8, 8), (64, 4)]
+    for got, span in zip(prefetch(batches, iter(spans)), spans, strict=True):
+        assert torch.equal(got.input_ids, batches.training(*span).input_ids)
+
+
+def test_an_error_while_prefetching_reaches_the_loop(batches):
+    with pytest.raises(ValueError, match="negative"):
+        list(prefetch(batches, iter([(0, -1)])))
+
+
+def test_several_corpora_are_mixed_by_weight():
+    batches = Batches([(corpus(15 * 900), 3.0), (corpus(15 * 300, start=20_000), 1.0)], DATA, seed=0)
+    rows = batches.training(0, 4096).rows.numpy() % batches.num_rows
+    second = rows >= 900
+    assert second.mean() == pytest.approx(0.25, abs=1e-3)
+    assert abs(second[:400].mean() - 0.25) < 0.01
+    ids = batches.training(0, 64)
+    assert ((ids.input_ids[:, 1:] >= 20_000).all(1) == torch.from_numpy(second[:64])).all()
+    assert batches.num_held_out == 20
+    assert batches.held_out(0, 20).rows.tolist() == [*range(885, 900), *range(1195, 1200)]
+
+
+def test_a_weight_too_small_to_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="would never be read"):
+        Batches([(corpus(15 * 300), 1.0), (corpus(15 * 300), 1e-6)], DATA, seed=0)
+
+
+def test_document_numbers_follow_the_corpus_index(batches):
+    numbers = batches.documents(np.array([0, 7]))
+    starts = batches.corpora[0].document_starts
+    for row, line in zip((0, 7), numbers, strict=True):
+        for place, number in zip(range(row * 15, row * 15 + 15), line[1:], strict=True):
+            assert starts[number] <= place
+            assert number + 1 == len(starts) or place < starts[number + 1]
+        assert line[0] == line[1]
+
+
+def test_a_corpus_with_fewer_rows_than_are_held_out_is_refused():
+    with pytest.raises(ValueError, match=r"holds 20 rows of 16 tokens, and 20 are held out"):
+        Batches([(corpus(15 * 20), 1.0)], DATA, seed=0)
+
+
+def test_a_sample_far_into_the_run_is_as_near_as_the_first(batches):
+    batch = batches.training(10**9, 4)
+    assert (batch.rows // 300 == 10**9 // 280).all()

@@ -1,0 +1,49 @@
+import pytest
+
+from fast_electra import recipes
+from fast_electra.command_line import parse
+
+
+def test_no_argument_means_the_demo():
+    config, deepspeed = parse([], "")
+    assert config == recipes.get("demo")
+    assert deepspeed == "ds_configs/zero3.json"
+
+
+def test_dotted_overrides_are_typed_and_win_over_files_and_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("run:\n  steps: 7\n  log_every: 3\nseed: 5\n")
+    config, deepspeed = parse(
+        ["--recipe=small", "--config", str(file), "--run.steps", "9", "--deepspeed=x.json", "--local_rank=1"], ""
+    )
+    assert (config.run.steps, config.run.log_every, config.seed, config.recipe) == (9, 3, 5, "small")
+    assert config.encoder == recipes.get("small").encoder
+    assert deepspeed == "x.json"
+
+
+def test_an_auxiliary_recipe_is_a_masked_lm_run():
+    config, _ = parse(["--recipe", "small.auxiliary"], "")
+    assert (config.objective, config.encoder.num_layers) == ("mlm", 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "smal"], "did you mean 'small'"),
+        (["--run.step", "3"], "did you mean --run.steps"),
+        (["--zzz"], "--zzz is no setting"),
+        (["--run.steps", "many"], "run.steps"),
+        (["--data.mask_rate", "1"], "data.mask_rate = 1.0"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse(arguments, "")
+
+
+def test_unknown_keys_in_yaml_are_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("run:\n  stepz: 7\n")
+    with pytest.raises(ValueError, match="stepz"):
+        parse(["--config", str(file)], "")

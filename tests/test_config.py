@@ -1,0 +1,67 @@
+import dataclasses
+
+import pytest
+
+from fast_electra import config, recipes
+from fast_electra.config import Config, DataConfig, EncoderConfig
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_saved_config_loads_as_it_was(name, tmp_path):
+    config.save(recipes.get(name), tmp_path / "config.json")
+    assert config.load(tmp_path / "config.json") == recipes.get(name)
+
+
+def test_a_config_cannot_be_changed_after_the_fact():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipes.get("demo").seed = 3
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, 0.6, 0.001])
+def test_impossible_mask_rates_are_refused(rate):
+    with pytest.raises(ValueError, match=r"data.mask_rate = .*such as 0.15|masks \d+ of 64 tokens"):
+        DataConfig(sequence_length=64, mask_rate=rate)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match=r"encoder.num_heads = 5: it must divide the hidden size 768"):
+        EncoderConfig(num_heads=5)
+
+
+def test_rows_must_fit_the_encoders_positions():
+    with pytest.raises(ValueError, match=r"data.sequence_length = 512: the encoder has 128 positions"):
+        Config(encoder=EncoderConfig(max_positions=128))
+
+
+def test_corpora_may_carry_weights():
+    assert Config(corpus="data/wiki").corpora == [("data/wiki", 1.0)]
+    assert Config(corpus="a=0.7, b=0.3").corpora == [("a", 0.7), ("b", 0.3)]
+    assert Config().corpora == []
+
+
+@pytest.mark.parametrize("corpus", ["a=x,b=1", "a=0", "a=-1,b=2"])
+def test_bad_weights_are_refused(corpus):
+    with pytest.raises(ValueError, match="corpus = "):
+        Config(corpus=corpus)
+
+
+def test_unknown_keys_in_a_saved_config_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"recipe": "demo", "sped": 3}')
+    with pytest.raises(ValueError, match=r"\['sped'\]: unknown keys"):
+        config.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3}', '{"run": {"steps": 0}}', '{"seed": "x"}'])
+def test_a_damaged_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config|run.steps"):
+        config.load(tmp_path / "config.json")
+
+
+def test_the_auxiliary_run_is_the_same_run_with_its_own_model_and_folder():
+    main = recipes.get("demo")
+    first = main.for_auxiliary()
+    assert (first.objective, first.recipe, first.output) == ("mlm", "demo.auxiliary", "runs/demo/auxiliary")
+    assert first.encoder == main.auxiliary_model.encoder
+    assert first.run.steps == main.auxiliary_model.steps
+    assert first.data == main.data

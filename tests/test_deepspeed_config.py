@@ -1,0 +1,90 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fast_electra import deepspeed_config, recipes
+from fast_electra.deepspeed_config import fill, micro_batch_rows, read, zero_stage
+
+SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
+DEMO = recipes.get("demo")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_settings_leave_nothing_open(path):
+    filled = fill(read(str(path)), DEMO, num_processes=2, on_cpu=True)
+    assert "auto" not in json.dumps(filled)
+    assert filled["train_batch_size"] == 128
+    assert filled["train_micro_batch_size_per_gpu"] * 2 * filled["gradient_accumulation_steps"] == 128
+    assert filled["optimizer"]["params"]["lr"] == DEMO.optimizer.peak_learning_rate
+    assert filled["csv_monitor"]["output_path"] == "runs/demo/monitor"
+
+
+def test_stages_are_what_their_names_say():
+    assert {path.stem: zero_stage(read(str(path))) for path in SHIPPED} == {
+        "zero1": 1,
+        "zero2": 2,
+        "zero3": 3,
+        "zero3_nvme": 3,
+        "zero3_offload": 3,
+    }
+
+
+def test_what_is_left_out_is_filled_in_too():
+    filled = fill({}, DEMO, 1, on_cpu=True)
+    assert filled["bf16"] == {"enabled": True}
+    assert filled["gradient_clipping"] == 1.0
+
+
+def test_the_given_settings_are_not_changed():
+    given = {"train_batch_size": "auto"}
+    fill(given, DEMO, 1, on_cpu=True)
+    assert given == {"train_batch_size": "auto"}
+
+
+def test_all_clashes_are_reported_together():
+    given = {
+        "train_batch_size": 64,
+        "gradient_clipping": 0.5,
+        "optimizer": {"params": {"lr": 0.1}},
+        "fp16": {"enabled": True},
+        "scheduler": {"type": "WarmupLR"},
+        "zero_optimization": {"reduce_bucket_size": "auto"},
+    }
+    with pytest.raises(ValueError) as caught:
+        fill(given, DEMO, 1, on_cpu=True)
+    for part in (
+        "train_batch_size: the JSON says 64, the recipe 128",
+        "gradient_clipping: the JSON says 0.5",
+        "optimizer.params.lr: the JSON says 0.1, the recipe 0.001",
+        "fp16.enabled",
+        "scheduler",
+        "zero_optimization.reduce_bucket_size: 'auto' has no counterpart",
+    ):
+        assert part in str(caught.value)
+
+
+def test_the_micro_batch_is_the_largest_that_divides_the_share():
+    config = replace(DEMO, run=replace(DEMO.run, batch_rows=96, micro_batch_rows=20))
+    assert micro_batch_rows(config, 1) == 16
+    assert micro_batch_rows(config, 4) == 12
+
+
+@pytest.mark.parametrize("processes", [3, 256])
+def test_more_processes_than_rows_or_an_uneven_split_is_refused(processes):
+    with pytest.raises(ValueError, match=rf"run.batch_rows = 128 cannot be split evenly over {processes} processes"):
+        micro_batch_rows(DEMO, processes)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds a list"), ("\x00", "is not JSON")])
+def test_a_file_that_is_no_settings_is_refused(tmp_path, text, message):
+    path = tmp_path / "zero.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        deepspeed_config.read(str(path))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is no file; ds_configs/ holds"):
+        deepspeed_config.read(str(tmp_path / "none.json"))
