@@ -61,7 +61,7 @@ class Batches:
         missing = np.setdiff1d(np.arange(len(corpora)), self.turns)
         if missing.size:
             raise ValueError(
-                f"corpus: {self.corpora[missing[0]].path} weighs {weights[missing[0]] / weights.sum():.2g} of the whole "
+                f"corpus: {self.corpora[missing[0]].path} has {weights[missing[0]] / weights.sum():.2g} of the weight "
                 f"and would never be read; give it at least {1 / _PERIOD:.2g}, or leave it out"
             )
 

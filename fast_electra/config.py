@@ -249,5 +249,7 @@ def load(path: Path) -> Config:
     """Read a config written by `save`; raises ValueError when the file is damaged or of another version."""
     try:
         return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a config of this project ({error}); choose another output folder") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no config that this version can read ({error}); choose another output folder"
+        ) from error

@@ -1,0 +1,197 @@
+"""Whole runs, started with the `deepspeed` launcher as a user starts them, at a size that takes seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, launch, metrics
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def auxiliary(tiny_corpus, tmp_path_factory):
+    """The folder of a tiny masked-LM run that has ended."""
+    output = tmp_path_factory.mktemp("auxiliary") / "run"
+    launch(*TINY, "--objective=mlm", f"--corpus={tiny_corpus}", f"--output={output}")
+    return output
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_corpus, auxiliary, tmp_path_factory):
+    """A run that was never stopped: two processes, ZeRO-3."""
+    output = tmp_path_factory.mktemp("reference") / "run"
+    run(output, tiny_corpus, auxiliary, num_processes=2)
+    return output
+
+
+def run(output, corpus, auxiliary, *arguments, num_processes=1, check=True):
+    return launch(
+        *TINY,
+        f"--corpus={corpus}",
+        f"--auxiliary={auxiliary / 'export'}",
+        f"--output={output}",
+        *arguments,
+        num_processes=num_processes,
+        check=check,
+    )
+
+
+def weights(output):
+    return load_file(output / "export" / "model.safetensors")
+
+
+def losses(output):
+    return [row["loss"] for row in metrics(output) if "loss" in row]
+
+
+def test_a_run_leaves_what_was_promised(reference):
+    summary = json.loads((reference / "summary.json").read_text())
+    for key in (
+        "roc_auc",
+        "loss",
+        "floor",
+        "tokens_per_second",
+        "mfu",
+        "measured_peak_tflops",
+        "peak_memory_gib",
+        "export",
+    ):
+        assert key in summary
+    assert summary["temperature_start"] == 2.0
+    assert summary["temperature_end"] < 1.01
+    rows = [row for row in metrics(reference) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["rows_seen"] for row in rows] == [16 * step for step in range(1, 9)]
+    assert [row["tokens"] for row in rows] == [16 * 32 * step for step in range(1, 9)]
+    expected = """temperature floor replaced_share auxiliary_accuracy precision recall roc_auc learning_rate
+        gradient_norm tokens_per_second mfu peak_memory_gib"""
+    for key in expected.split():
+        assert key in rows[0]
+    assert [row["step"] for row in metrics(reference) if "held_out" in row] == [4, 8]
+    assert json.loads((reference / "environment.json").read_text())["libraries"]["deepspeed"]
+    assert json.loads((reference / "config.json").read_text())["run"]["steps"] == 8
+    assert list((reference / "monitor").rglob("*.csv"))
+    assert len(list((reference / "checkpoints").glob("step-*"))) == 2
+
+
+def test_the_temperature_descends_and_the_samples_improve_with_it(reference):
+    temperatures = [row["temperature"] for row in metrics(reference) if "temperature" in row]
+    assert temperatures == sorted(temperatures, reverse=True)
+
+
+def test_the_export_loads_with_stock_transformers(reference, tiny_corpus):
+    tokenizer = AutoTokenizer.from_pretrained(reference / "export")
+    model, info = AutoModelForTokenClassification.from_pretrained(reference / "export", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model(**tokenizer("a stock model", return_tensors="pt")).logits.shape[-1] == 1
+    AutoModel.from_pretrained(reference / "export")
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tiny_corpus / "tokenizer").get_vocab()
+
+
+def test_a_masked_lm_is_exported_with_its_head_and_serves_as_auxiliary(auxiliary):
+    _, info = AutoModelForMaskedLM.from_pretrained(auxiliary / "export", output_loading_info=True)
+    assert not info["missing_keys"]
+
+
+def test_the_auxiliary_models_weights_never_change(auxiliary, reference, tiny_corpus, tmp_path):
+    before = {name: weight.clone() for name, weight in weights(auxiliary).items()}
+    run(tmp_path / "again", tiny_corpus, auxiliary)
+    after = weights(auxiliary)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stop_and_resume_equals_never_stopped_bit_for_bit(reference, tiny_corpus, auxiliary, tmp_path):
+    output = tmp_path / "run"
+    stopped = run(output, tiny_corpus, auxiliary, "--run.stop_at_step=3", num_processes=2)
+    assert "stopped at step 3; the same command goes on" in stopped.stdout
+    assert not (output / "export").exists()
+    run(output, tiny_corpus, auxiliary, num_processes=2)
+    expected, got = weights(reference), weights(output)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert losses(output) == losses(reference)
+
+
+def test_a_finished_run_says_so(reference, tiny_corpus, auxiliary):
+    again = run(reference, tiny_corpus, auxiliary, num_processes=2)
+    assert "was already done; nothing was run" in again.stdout
+
+
+def test_one_process_trains_what_two_train(reference, tiny_corpus, auxiliary, tmp_path):
+    run(tmp_path / "run", tiny_corpus, auxiliary)
+    assert losses(tmp_path / "run") == pytest.approx(losses(reference), rel=2e-3)
+    same = [row["replaced_share"] for row in metrics(reference) if "replaced_share" in row]
+    assert [row["replaced_share"] for row in metrics(tmp_path / "run") if "replaced_share" in row] == same
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3_offload"])
+def test_every_zero_stage_trains_the_same(stage, reference, tiny_corpus, auxiliary, tmp_path):
+    run(tmp_path / "run", tiny_corpus, auxiliary, f"--deepspeed=ds_configs/{stage}.json", num_processes=2)
+    assert losses(tmp_path / "run") == pytest.approx(losses(reference), rel=2e-3)
+
+
+def test_without_an_auxiliary_model_one_is_trained_first(tiny_corpus, tmp_path):
+    steps = ("--run.steps=2", "--auxiliary_model.steps=2")
+    small = [f"--auxiliary_model.{part.removeprefix('--')}" for part in TINY if "encoder" in part]
+    done = launch(*TINY, *small, *steps, f"--corpus={tiny_corpus}", f"--output={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "auxiliary" / "export" / "model.safetensors").exists()
+    assert "AutoTokenizer.from_pretrained" in done.stdout
+
+
+def test_electras_own_shape_trains_and_exports_as_such(tiny_corpus, auxiliary, tmp_path):
+    run(
+        tmp_path / "run",
+        tiny_corpus,
+        auxiliary,
+        "--encoder.model_type=electra",
+        "--encoder.embedding_size=16",
+        "--encoder.dropout=0.1",
+        "--encoder.attention_dropout=0.1",
+        "--run.steps=2",
+    )
+    config = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
+    assert config["architectures"] == ["ElectraForPreTraining"]
+    assert config["embedding_size"] == 16
+
+
+def refused(*arguments, **options):
+    done = launch(*arguments, check=False, **options)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_more_processes_than_rows_are_refused(tiny_corpus, tmp_path):
+    arguments = [*TINY, f"--corpus={tiny_corpus}", f"--output={tmp_path / 'run'}", "--run.batch_rows=1"]
+    assert "run.batch_rows = 1 cannot be split evenly over 2 processes" in refused(*arguments, num_processes=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_with_a_changed_byte_is_refused(tiny_corpus, auxiliary, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    with (tmp_path / "corpus" / "corpus.bin").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    message = refused(*TINY, f"--corpus={tmp_path / 'corpus'}", f"--output={tmp_path / 'run'}", "--objective=mlm")
+    assert "corpus.bin" in message
+
+
+def test_an_auxiliary_model_on_the_plateau_is_refused(tiny_corpus, auxiliary, tmp_path):
+    arguments = [*TINY, f"--corpus={tiny_corpus}", f"--output={tmp_path / 'run'}", "--auxiliary_gate=true"]
+    message = refused(*arguments, f"--auxiliary={auxiliary / 'export'}")
+    assert "always naming the most frequent token" in message
+
+
+def test_another_runs_folder_is_refused(reference, tiny_corpus, auxiliary):
+    message = refused(*TINY, f"--corpus={tiny_corpus}", f"--output={reference}", "--seed=9", "--objective=mlm")
+    assert "holds another run" in message
+    assert "seed: 0 there, 9 now" in message

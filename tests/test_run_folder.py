@@ -1,0 +1,65 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from fast_electra import recipes, run_folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(recipes.get("demo"), output=str(tmp_path / "run"))
+
+
+def test_a_folder_is_claimed_and_claimed_again_by_the_same_run(config, tmp_path):
+    run_folder.claim(config)
+    run_folder.claim(config)
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["libraries"]["torch"]
+
+
+def test_settings_that_change_no_result_may_change(config):
+    run_folder.claim(config)
+    run_folder.claim(replace(config, run=replace(config.run, log_every=1, micro_batch_rows=4, stop_at_step=3)))
+
+
+def test_another_run_is_refused_with_every_difference(config):
+    run_folder.claim(config)
+    other = replace(config, seed=4, run=replace(config.run, steps=7))
+    with pytest.raises(ValueError, match=r"(?s)holds another run.*seed: 0 there, 4 now.*run.steps: 400 there, 7 now"):
+        run_folder.claim(other)
+
+
+def test_a_folder_of_something_else_is_refused(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="no run of this project made it"):
+        run_folder.claim(config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_refused(config, tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ValueError, match="no run of this project made it"):
+        run_folder.claim(config)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(config):
+    with pytest.raises(ValueError, match="cannot be written"):
+        run_folder.claim(replace(config, output="/proc/nowhere/run"))
+
+
+def test_too_little_disk_space_is_refused_before_anything_is_trained(tmp_path):
+    run_folder.require_space(str(tmp_path), 1)
+    with pytest.raises(ValueError, match=r"will write about 1048576.00 GiB .* lower run.keep_checkpoints"):
+        run_folder.require_space(str(tmp_path), 2**50)
+
+
+def test_a_resumed_log_drops_rows_past_the_checkpoint_and_a_line_cut_short(tmp_path):
+    log = run_folder.MetricsLog(str(tmp_path), 0)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    run_folder.MetricsLog(str(tmp_path), 2).write({"step": 3, "again": True})
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert rows == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
