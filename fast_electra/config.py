@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-OBJECTIVES = ("frozen", "mlm")
+OBJECTIVES = ("frozen", "two_stage", "mlm")
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 
@@ -192,6 +192,11 @@ class Config:
         )
         require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
         _ = self.corpora
+
+    @property
+    def needs_auxiliary(self) -> bool:
+        """Whether the objective samples from an existing masked LM."""
+        return self.objective in ("frozen", "two_stage")
 
     @property
     def corpora(self) -> list[tuple[str, float]]:

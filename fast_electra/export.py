@@ -9,33 +9,29 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fast_electra import parallel
+from fast_electra.objectives import Exported
 
 SHARD_BYTES = 4 * 2**30
 TOLERANCE = 0.02
 
 
-def export(
-    engine: parallel.Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    wrap: Callable[[PreTrainedModel], nn.Module],
-    inputs: tuple[Tensor, ...],
-) -> float:
-    """Write the stock model inside `engine` to `folder`; returns the largest difference of logits, relative to theirs.
+def export(engine: parallel.Engine, tokenizer: PreTrainedTokenizerBase, folder: Path, exported: Exported) -> float:
+    """Write a stock model that `engine` trained to `folder`; returns the largest difference of logits over their size.
 
-    `inputs` is a held-out batch as the engine takes it, `wrap` puts a stock model into the module that takes it. All
-    processes take part. Raises RuntimeError, leaving `folder` as it was, when the logits differ by more than TOLERANCE.
+    All processes take part. Raises RuntimeError, leaving `folder` as it was, when the logits differ by more than
+    TOLERANCE.
     """
-    model = engine.module.model
+    model = exported.model
     partial = folder.with_name(folder.name + ".partial")
     if parallel.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -45,11 +41,8 @@ def export(
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     parallel.barrier()
-    _write_weights(engine, model, partial)
-    reference = _logits(engine, inputs)
-    difference = parallel.from_rank_zero(
-        _difference(model, partial, wrap, inputs, reference) if parallel.rank() == 0 else None
-    )
+    _write_weights(engine, exported, partial)
+    difference = parallel.from_rank_zero(_difference(exported, partial) if parallel.rank() == 0 else None)
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"the exported model in {partial} differs from the trained one by {difference:.3g} of the logits' size, so "
@@ -63,24 +56,21 @@ def export(
 
 
 @torch.no_grad()
-def _logits(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+def evaluated(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of an engine or module for `inputs` in eval mode, the loss left out."""
     training = module.training
     module.eval()
-    _, logits = module(*inputs)
+    _, *outputs = module(*inputs)
     module.train(training)
-    return logits.float()
+    return outputs
 
 
-def _difference(
-    model: PreTrainedModel,
-    folder: Path,
-    wrap: Callable[[PreTrainedModel], nn.Module],
-    inputs: tuple[Tensor, ...],
-    reference: Tensor,
-) -> float:
+def _difference(exported: Exported, folder: Path) -> float:
     """Largest absolute difference of logits between the folder, loaded by the stock class, and the engine; inf if some
     weights are missing."""
-    loaded, info = type(model).from_pretrained(
+    model, reference = exported.model, exported.logits.float()
+    stock: Any = type(model)
+    loaded, info = stock.from_pretrained(
         folder,
         dtype=torch.bfloat16,
         attn_implementation=model.config._attn_implementation,
@@ -88,14 +78,19 @@ def _difference(
     )
     if info["missing_keys"] or info["unexpected_keys"]:
         return math.inf
-    logits = _logits(wrap(loaded.to(reference.device)), inputs)
+    logits = evaluated(exported.wrap(loaded.to(reference.device)), exported.inputs)[0].float()
     return float((logits - reference).abs().max() / reference.abs().max())
 
 
-def _write_weights(engine: parallel.Engine, model: nn.Module, folder: Path) -> None:
+def _write_weights(engine: parallel.Engine, exported: Exported, folder: Path) -> None:
     """All weights as safetensors in shards of at most SHARD_BYTES, with transformers' index when there are several."""
-    writes, shards, shard, size = parallel.rank() == 0, [], {}, 0
-    for name, weight in parallel.full_weights(engine, model):
+    writes, size = parallel.rank() == 0, 0
+    shards: list[dict[str, int]] = []
+    shard: dict[str, Tensor] = {}
+    added_to, module = exported.added or ("", nn.Module())
+    for name, weight in parallel.full_weights(engine, exported.model):
+        if name == added_to:
+            weight += next(parallel.full_weights(engine, module))[1]
         if not writes:
             continue
         if shard and size + weight.nbytes > SHARD_BYTES:
@@ -118,7 +113,7 @@ def _name_shards(folder: Path, shards: list[dict[str, int]]) -> None:
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, sizes in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)

@@ -1,10 +1,13 @@
 """What is trained and on what: an objective turns a MaskedBatch into the engine's input.
 
-`frozen` is the method: samples of a frozen auxiliary model at the temperature of the moment, and a discriminator that
-tells which tokens they replaced. `mlm` is BERT's own objective, and makes an auxiliary model where none exists.
-Objectives share data, engine, optimizer and clock, so that a difference between them can come from nothing else.
+`Frozen` is the method: samples of a frozen auxiliary model at the temperature of the moment, and a discriminator that
+tells which tokens they replaced. At T = 1 throughout it is ELECTRA's two-stage training; with samples of a fixed
+statistic (statistic.py) in the model's place it is the `unigram` and `random` baselines. `Mlm` is BERT's own objective,
+and makes an auxiliary model where none exists. Objectives that train their generator are in joint.py. All share data,
+engine, optimizer and clock, so that a difference between them can come from nothing else.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,20 +16,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fast_electra import discriminator, metrics
-from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm, mask_out
+from fast_electra.auxiliary import MaskedLM, build_masked_lm, mask_out
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import TemperatureConfig
 from fast_electra.temperature import temperature
 
 
+class Exported(NamedTuple):
+    """A stock model inside the trained module, and what its exported copy is compared with.
+
+    `wrap` puts such a model into a module that takes `inputs` and gives (loss, logits, ...); `logits` are the engine's.
+    `added` names a weight to which, in the export, the weight of another module is added.
+    """
+
+    model: PreTrainedModel
+    wrap: Callable[[PreTrainedModel], nn.Module]
+    inputs: Sequence[Tensor]
+    logits: Tensor
+    added: tuple[str, nn.Module] | None = None
+
+
 class Objective(Protocol):
     """What the loop asks of an objective; `Inputs` below stands for the NamedTuple of tensors each has of its own."""
 
-    def build(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
-        """The stock model to train, with new weights."""
-
-    def wrap(self, model: PreTrainedModel) -> nn.Module:
-        """The module the engine trains: takes Inputs, gives (loss, logits)."""
+    def module(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
+        """The module the engine trains, with new weights: takes Inputs, gives (loss, *outputs)."""
 
     def inputs(self, batch: MaskedBatch, u: float) -> Any:
         """Inputs at u, the fraction of updates done."""
@@ -34,7 +48,7 @@ class Objective(Protocol):
     def evaluation_inputs(self, batch: MaskedBatch) -> Any:
         """Inputs of a held-out batch, the same whenever asked."""
 
-    def counts(self, logits: Tensor, inputs: Any) -> Tensor:
+    def counts(self, outputs: Sequence[Tensor], inputs: Any) -> Tensor:
         """What a batch adds to the metrics."""
 
     def report(self, counts: Tensor) -> dict[str, float]:
@@ -42,6 +56,9 @@ class Objective(Protocol):
 
     def progress(self, u: float) -> dict[str, float]:
         """What moves with the run, for its log."""
+
+    def exports(self, module: Any, inputs: Any, outputs: Sequence[Tensor]) -> dict[str, Exported]:
+        """Each stock model to export by the name of its folder; the first, `export`, is what the run is for."""
 
 
 class CorruptedBatch(NamedTuple):
@@ -57,18 +74,31 @@ def corrupt(batch: MaskedBatch, samples: Tensor) -> CorruptedBatch:
     return CorruptedBatch(input_ids, (input_ids != batch.input_ids).to(torch.uint8))
 
 
+class Sampler(Protocol):
+    """Where replacements come from: nothing in it learns."""
+
+    pad_id: int
+
+    def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
+        """A token (B, N) for each masked position."""
+
+
 class Frozen:
-    """Replaced-token detection against a frozen auxiliary model at a descending temperature."""
+    """Replaced-token detection on samples of something that does not learn, at a temperature that descends.
 
-    build = staticmethod(discriminator.build)
-    wrap = discriminator.ReplacedTokenDetection
+    `schedule` is None for a sampler that knows no temperature: none is then logged.
+    """
 
-    def __init__(self, auxiliary: Auxiliary, schedule: TemperatureConfig, mask_rate: float) -> None:
+    def __init__(self, auxiliary: Sampler, schedule: TemperatureConfig | None, mask_rate: float) -> None:
         self.auxiliary, self.schedule, self.mask_rate = auxiliary, schedule, mask_rate
+
+    def module(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
+        """A discriminator with its loss."""
+        return discriminator.ReplacedTokenDetection(discriminator.build(config, attention, dtype))
 
     def inputs(self, batch: MaskedBatch, u: float) -> CorruptedBatch:
         """The engine's input at u, the fraction of updates done."""
-        return self.inputs_at(batch, temperature(self.schedule, u))
+        return self.inputs_at(batch, temperature(self.schedule, u) if self.schedule else 1.0)
 
     def inputs_at(self, batch: MaskedBatch, value: float) -> CorruptedBatch:
         """The engine's input with samples at temperature `value`."""
@@ -78,9 +108,9 @@ class Frozen:
         """Held-out figures are taken at T = 1, where they compare over a run and between runs."""
         return self.inputs_at(batch, 1.0)
 
-    def counts(self, logits: Tensor, inputs: CorruptedBatch) -> Tensor:
+    def counts(self, outputs: Sequence[Tensor], inputs: CorruptedBatch) -> Tensor:
         """What a batch adds to the metrics."""
-        return metrics.rtd_counts(logits, inputs.labels, inputs.input_ids != self.auxiliary.pad_id)
+        return metrics.rtd_counts(outputs[0], inputs.labels, inputs.input_ids != self.auxiliary.pad_id)
 
     def report(self, counts: Tensor) -> dict[str, float]:
         """The metrics of the summed counts."""
@@ -88,7 +118,13 @@ class Frozen:
 
     def progress(self, u: float) -> dict[str, float]:
         """What moves with the run: the temperature."""
-        return {"temperature": temperature(self.schedule, u)}
+        return {"temperature": temperature(self.schedule, u)} if self.schedule else {}
+
+    def exports(
+        self, module: discriminator.ReplacedTokenDetection, inputs: CorruptedBatch, outputs: Sequence[Tensor]
+    ) -> dict[str, Exported]:
+        """The discriminator."""
+        return {"export": Exported(module.model, discriminator.ReplacedTokenDetection, inputs, outputs[0])}
 
 
 class MaskedLMInputs(NamedTuple):
@@ -97,6 +133,11 @@ class MaskedLMInputs(NamedTuple):
     input_ids: Tensor
     positions: Tensor
     targets: Tensor
+
+
+def masked_lm_inputs(batch: MaskedBatch, mask_id: int) -> MaskedLMInputs:
+    """What a masked LM learns from `batch`."""
+    return MaskedLMInputs(mask_out(batch, mask_id), batch.positions, batch.input_ids.gather(1, batch.positions))
 
 
 class MaskedLMLoss(nn.Module):
@@ -120,25 +161,24 @@ class MaskedLMLoss(nn.Module):
 class Mlm:
     """BERT's objective: predict the masked tokens."""
 
-    build = staticmethod(build_masked_lm)
-    wrap = MaskedLMLoss
-
     def __init__(self, mask_id: int) -> None:
         self.mask_id = mask_id
 
+    def module(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
+        """A masked LM with its loss."""
+        return MaskedLMLoss(build_masked_lm(config, attention, dtype))
+
     def inputs(self, batch: MaskedBatch, u: float) -> MaskedLMInputs:
         """The engine's input; `u` changes nothing here."""
-        return MaskedLMInputs(
-            mask_out(batch, self.mask_id), batch.positions, batch.input_ids.gather(1, batch.positions)
-        )
+        return masked_lm_inputs(batch, self.mask_id)
 
     def evaluation_inputs(self, batch: MaskedBatch) -> MaskedLMInputs:
         """The same for held-out rows."""
         return self.inputs(batch, 1.0)
 
-    def counts(self, logits: Tensor, inputs: MaskedLMInputs) -> Tensor:
+    def counts(self, outputs: Sequence[Tensor], inputs: MaskedLMInputs) -> Tensor:
         """What a batch adds to the metrics."""
-        return metrics.mlm_counts(logits, inputs.targets)
+        return metrics.mlm_counts(outputs[0], inputs.targets)
 
     def report(self, counts: Tensor) -> dict[str, float]:
         """The metrics of the summed counts."""
@@ -147,3 +187,7 @@ class Mlm:
     def progress(self, u: float) -> dict[str, float]:
         """Nothing moves with the run."""
         return {}
+
+    def exports(self, module: MaskedLMLoss, inputs: MaskedLMInputs, outputs: Sequence[Tensor]) -> dict[str, Exported]:
+        """The masked LM."""
+        return {"export": Exported(module.model, MaskedLMLoss, inputs, outputs[0])}

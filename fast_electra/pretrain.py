@@ -15,7 +15,7 @@ from fast_electra import checkpoint, deepspeed_config, optim, parallel, run_fold
 from fast_electra.batches import MaskedBatch, prefetch
 from fast_electra.checkpoint import Position
 from fast_electra.config import Config
-from fast_electra.export import export
+from fast_electra.export import evaluated, export
 from fast_electra.progress import Progress, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
@@ -35,7 +35,7 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
         return done | {"already_done": True}
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
-    if config.objective != "mlm" and not config.auxiliary:
+    if config.needs_auxiliary and not config.auxiliary:
         made = pretrain(config.for_auxiliary(), settings)
         if "export" not in made:
             return made
@@ -87,10 +87,10 @@ def spans(run: Run) -> Iterator[tuple[int, int]]:
 def micro_step(run: Run, batch: MaskedBatch, u: float, progress: Progress) -> None:
     """Forward and backward of one micro-batch; the engine updates the weights when it has accumulated enough."""
     inputs = run.objective.inputs(to_device(batch), u)
-    loss, logits = run.engine(*inputs)
+    loss, *outputs = run.engine(*inputs)
     run.engine.backward(loss)
     run.engine.step()
-    progress.add(run.objective.counts(logits, inputs))
+    progress.add(run.objective.counts(outputs, inputs))
 
 
 def to_device(batch: MaskedBatch) -> MaskedBatch:
@@ -108,8 +108,8 @@ def evaluate(run: Run) -> dict[str, float]:
         rows = min(micro, run.batches.num_held_out - start)
         batch = to_device(run.batches.held_out(start if rows > 0 else 0, max(rows, 1)))
         inputs = run.objective.evaluation_inputs(batch)
-        _, logits = run.engine(*inputs)
-        counts = run.objective.counts(logits, inputs) * (rows > 0)
+        _, *outputs = run.engine(*inputs)
+        counts = run.objective.counts(outputs, inputs) * (rows > 0)
         total = counts if total is None else total + counts
     run.engine.train()
     assert total is not None
@@ -124,12 +124,14 @@ def save(run: Run) -> None:
 
 def finish(run: Run, progress: Progress) -> dict[str, Any]:
     """Last evaluation, export and summary.json."""
-    config, folder = run.config, Path(run.config.output) / "export"
+    config = run.config
     held_out = evaluate(run)
     progress.write({"step": run.position.step, "held_out": held_out})
     sample = to_device(run.batches.held_out(0, min(8, run.batches.num_held_out)))
     inputs = run.objective.evaluation_inputs(sample)
-    difference = export(run.engine, run.tokenizer, folder, run.objective.wrap, inputs)
+    exported = run.objective.exports(run.engine.module, inputs, evaluated(run.engine, inputs))
+    folders = {name: Path(config.output) / name for name in exported}
+    differences = {name: export(run.engine, run.tokenizer, folders[name], each) for name, each in exported.items()}
     tokens = run.position.rows_seen * config.data.sequence_length
     tokens_per_second = tokens / max(run.position.seconds, 1e-9)
     first, last = run.objective.progress(0.0), run.objective.progress((config.run.steps - 1) / config.run.steps)
@@ -149,9 +151,9 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         "peak_memory_gib": peak_memory_gib(),
         "num_processes": parallel.world_size(),
         **run.facts,
-        "export": str(folder),
-        "model_class": type(run.engine.module.model).__name__,
-        "export_logit_difference": difference,
+        **{name: str(folder) for name, folder in folders.items()},
+        "model_class": type(exported["export"].model).__name__,
+        "export_logit_difference": max(differences.values()),
     }
     setup_run.on_rank_zero(lambda: run_folder.write_summary(config.output, summary))
     return summary

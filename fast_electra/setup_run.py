@@ -13,7 +13,7 @@ from fast_electra import auxiliary, deepspeed_config, documentation, flops, obje
 from fast_electra import corpus as corpora
 from fast_electra.batches import Batches
 from fast_electra.checkpoint import START, Position
-from fast_electra.config import Config
+from fast_electra.config import Config, TemperatureConfig
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.objectives import Objective
 
@@ -116,7 +116,7 @@ def _engine(
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
-        module = objective.wrap(objective.build(shape, attention, torch.bfloat16))
+        module = objective.module(shape, attention, torch.bfloat16)
     num_weights = parallel.num_weights(module)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.keep_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
@@ -149,4 +149,5 @@ def _objective(
     if config.auxiliary_gate:
         auxiliary.gate(config.auxiliary, accuracy, most_frequent, total)
     facts = {"auxiliary": config.auxiliary, "auxiliary_top1": accuracy, "most_frequent_share": most_frequent}
-    return objectives.Frozen(frozen, config.temperature, config.data.mask_rate), model.config, facts
+    schedule = TemperatureConfig("constant", initial=1.0) if config.objective == "two_stage" else config.temperature
+    return objectives.Frozen(frozen, schedule, config.data.mask_rate), model.config, facts
