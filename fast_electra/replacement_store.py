@@ -1,0 +1,271 @@
+"""Replacement paths on disk: a folder of shards under a manifest, written once, read by any number of processes.
+
+A *row key* is draw * num_rows + row: the mask of a row is drawn anew for every draw. A shard holds the row keys
+[i * rows_per_shard, (i + 1) * rows_per_shard) and depends on nothing else, so that whoever builds it, in whatever
+order, writes the same bytes:
+
+    uint32  offsets of its rows from the start of the file, and of the end of the last
+    ...     the rows (replacement_codec.py)
+    8 bytes xxh3 of all that precedes
+
+It is written beside its name and renamed when complete: a build killed at any moment goes on with the shards that are
+not there. `building.json` says for what they are; `manifest.json` takes its place when all are there and their hashes
+agree. Reading a row costs one offset and one contiguous span of a memory map. 256
+rows of 77 positions, spread over 200 shards, took 1.1 ms on one core.
+
+There are at most 512 shards (or shards of 4,096 rows): a kill loses little, and a process can keep all maps open within
+the usual 1,024 file descriptors. A shard is hashed, once a process, before its first row is used.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import xxhash
+from numpy.typing import ArrayLike, NDArray
+
+from fast_electra.replacement_codec import Bytes, Ints, RowCodec
+from fast_electra.replacements import Paths, TemperatureGrid
+
+FORMAT = 1
+_DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What replacement paths are of: all that their tokens depend on, and the shape of the shards.
+
+    `corpus`, `tokenizer`, `auxiliary` and `masking` are fingerprints: of the data, the vocabulary, the weights, and of
+    the masked positions of some rows (so that a change in how they are drawn is noticed).
+    """
+
+    corpus: str
+    tokenizer: str
+    auxiliary: str
+    masking: str
+    mask_rate: float
+    sequence_length: int
+    masked_per_row: int
+    vocab_size: int
+    seed: int
+    grid: TemperatureGrid
+    num_rows: int
+    num_draws: int
+    rows_per_shard: int
+    format: int = FORMAT
+
+    @property
+    def num_keys(self) -> int:
+        return self.num_rows * self.num_draws
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_keys // self.rows_per_shard)
+
+    @property
+    def codec(self) -> RowCodec:
+        return RowCodec(self.masked_per_row, self.vocab_size, self.grid.num_levels)
+
+    def shard_keys(self, shard: int) -> range:
+        return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.num_keys))
+
+
+def default_rows_per_shard(num_keys: int) -> int:
+    """At most 512 shards, so that all can be mapped at once, of at least 4,096 rows."""
+    return max(4096, -(-num_keys // 512))
+
+
+def begin(folder: Path, provenance: Provenance) -> list[int]:
+    """Makes or enters a folder; returns the shards still to be written. Any process may call it, at any time.
+
+    Raises ValueError if the folder holds paths of anything else, naming each difference.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", "building.json"):
+        if (folder / name).exists():
+            found = _read_json(folder / name)["provenance"]
+            _refuse_differences(folder, found, asdict(provenance), "choose another folder or delete this one")
+            break
+    else:
+        _write_json(folder / "building.json", {"provenance": asdict(provenance)})
+    return [shard for shard in range(provenance.num_shards) if not _shard_path(folder, shard).exists()]
+
+
+def write_shard(folder: Path, provenance: Provenance, shard: int, batches: Iterable[Paths]) -> None:
+    """Writes one shard from the paths of its rows, in order, in batches of whole rows; visible only when complete.
+
+    Raises ValueError if the batches do not hold the rows of the shard.
+    """
+    encoded = [provenance.codec.encode(paths) for paths in batches]
+    sizes = np.concatenate([np.zeros(0, dtype=np.int64), *(sizes for _, sizes in encoded)])
+    if len(sizes) != len(provenance.shard_keys(shard)):
+        raise ValueError(f"{len(sizes)} rows for shard {shard}, which has {len(provenance.shard_keys(shard))}")
+    offsets = np.concatenate([[0], sizes.cumsum()]) + 4 * (len(sizes) + 1)
+    if offsets[-1] >= 2**32:
+        raise ValueError(f"shard {shard} has {offsets[-1]} bytes, its offsets 32 bits: lower rows_per_shard")
+    content = b"".join([offsets.astype("<u4").tobytes(), *(rows.tobytes() for rows, _ in encoded)])
+    _write_beside(_shard_path(folder, shard), content + xxhash.xxh3_64_digest(content))
+
+
+def finish(folder: Path, provenance: Provenance) -> dict[str, Any]:
+    """Checks every shard, sums up and writes the manifest, which it returns; one process calls it, after all are done.
+
+    Raises FileNotFoundError if shards are missing, ValueError if one is damaged.
+    """
+    missing = begin(folder, provenance)
+    if missing:
+        raise FileNotFoundError(f"{folder}: shards {missing} are missing: run the same command again")
+    digests, num_bytes = [], 0
+    histogram = np.zeros(1, dtype=np.int64)
+    for shard in range(provenance.num_shards):
+        content = _Shard.read(_shard_path(folder, shard), len(provenance.shard_keys(shard)))
+        entries = np.bincount(provenance.codec.counts(content.data, content.offsets[:-1].astype(np.int64)).ravel())
+        size = max(len(histogram), len(entries))
+        histogram = np.pad(histogram, (0, size - len(histogram))) + np.pad(entries, (0, size - len(entries)))
+        digests.append(content.digest)
+        num_bytes += len(content.data) + _DIGEST_BYTES
+    manifest = {
+        "provenance": asdict(provenance),
+        "bytes_per_token": num_bytes / (provenance.num_keys * provenance.sequence_length),
+        "bytes_per_masked_position": num_bytes / (provenance.num_keys * provenance.masked_per_row),
+        "positions_by_entries": histogram.tolist(),
+        "shards": digests,
+    }
+    _write_json(folder / "manifest.json", manifest)
+    for leftover in (folder / "building.json", *folder.glob(".partial-*")):
+        leftover.unlink(missing_ok=True)
+    return manifest
+
+
+class ReplacementStore:
+    """Replacement paths to read: `tokens_at` gives the tokens of any rows at any temperature.
+
+    `expect` names fields of Provenance and the values they must have (corpus, tokenizer, seed, ...). Raises
+    FileNotFoundError for a folder that is none or not finished, ValueError for one of other paths or another format.
+    """
+
+    def __init__(self, folder: Path, **expect: object) -> None:
+        if not (folder / "manifest.json").exists():
+            state = "is not finished" if (folder / "building.json").exists() else "holds no replacement paths"
+            raise FileNotFoundError(f"{folder} {state}: run precompute_replacements.py with this folder as its output")
+        self.folder = folder
+        self.manifest = _read_json(folder / "manifest.json")
+        found = self.manifest["provenance"]
+        wanted = {"format": FORMAT, **expect}
+        _refuse_differences(folder, found, wanted, "precompute paths for this run or change the run")
+        self.provenance = Provenance(**{**found, "grid": TemperatureGrid(*found["grid"])})
+        self._shards: dict[int, _Shard] = {}
+
+    def tokens_at(self, row_keys: ArrayLike, temperature: float) -> Ints:
+        """The replacements (B, N), int64, of the masked positions of rows (B,) at a temperature, snapped to the grid.
+
+        Raises ValueError for a row key or a temperature that the paths do not cover, and for a damaged shard.
+        """
+        level = self.provenance.grid.level(temperature)
+        keys = np.asarray(row_keys, dtype=np.int64)
+        outside = keys[(keys < 0) | (keys >= self.provenance.num_keys)]
+        if outside.size:
+            raise ValueError(
+                f"row key {outside[0]}: {self.folder} holds {self.provenance.num_draws} draws of "
+                f"{self.provenance.num_rows} rows: precompute more draws or train for fewer epochs"
+            )
+        shards, rows = np.divmod(keys, self.provenance.rows_per_shard)
+        for shard in set(shards.tolist()) - self._shards.keys():
+            self._shards[shard] = self._open(shard)
+        spans = [self._shards[s].row(r) for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
+        sizes = np.array([len(span) for span in spans], dtype=np.int64)
+        data = np.frombuffer(b"".join(spans), dtype=np.uint8)
+        return self.provenance.codec.tokens_at(data, sizes.cumsum() - sizes, self.provenance.seed, keys, level)
+
+    def verify(self) -> None:
+        """Hashes every shard; raises ValueError naming all that are damaged or missing."""
+        problems = []
+        for shard in range(self.provenance.num_shards):
+            try:
+                self._open(shard)
+            except (ValueError, FileNotFoundError) as problem:
+                problems.append(str(problem))
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _open(self, shard: int) -> "_Shard":
+        path = _shard_path(self.folder, shard)
+        content = _Shard.read(path, len(self.provenance.shard_keys(shard)))
+        if content.digest != self.manifest["shards"][shard]:
+            raise ValueError(
+                f"{path} has hash {content.digest} where the manifest says {self.manifest['shards'][shard]}: "
+                "it belongs to other paths; delete it and run the precomputation again"
+            )
+        return content
+
+
+class _Shard(NamedTuple):
+    """A shard whose hash was found right: where its rows begin and end (R + 1,), the file's bytes, the hash in hex."""
+
+    offsets: NDArray[np.uint32]
+    data: Bytes
+    digest: str
+
+    @classmethod
+    def read(cls, path: Path, num_rows: int) -> "_Shard":
+        size = path.stat().st_size
+        if size > 4 * (num_rows + 1) + _DIGEST_BYTES:
+            with path.open("rb") as file:
+                data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+            digest = xxhash.xxh3_64_digest(data[:-_DIGEST_BYTES].data)
+            if digest == data[-_DIGEST_BYTES:].tobytes():
+                return cls(data[: 4 * (num_rows + 1)].view("<u4"), data[:-_DIGEST_BYTES], digest.hex())
+        raise ValueError(
+            f"{path} ({size} bytes) is damaged: its hash differs; delete it and run the precomputation again"
+        )
+
+    def row(self, row: int) -> memoryview:
+        return self.data[self.offsets[row] : self.offsets[row + 1]].data
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.bin"
+
+
+def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    differences = [
+        f"{name} is {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if differences:
+        raise ValueError(f"the replacement paths in {folder} are others: {'; '.join(differences)}: {remedy}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        content["provenance"]["format"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(
+            f"{path} is no manifest of replacement paths ({problem}): delete it and run the precomputation again"
+        ) from problem
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write_beside(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _write_beside(path: Path, content: bytes) -> None:
+    """The file is there whole or not at all, also after a power cut; what a kill leaves is swept up by `finish`."""
+    partial = path.with_name(f".partial-{uuid4().hex}")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
