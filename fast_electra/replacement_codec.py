@@ -13,7 +13,7 @@ One row of N masked positions, whose paths have E entries, X of them with the to
 
 little-endian, A = min(128, 256 - words / 256^s): 128 up to 32,768 words. Positions are not stored, they follow from
 seed and row key. The noise is the dictionary: what wins at a high temperature is nearly always an early arrival, whose
-rank is one byte, and the word is one hash away. Measured on the held-out logits (bf16) of a small context-window model of
+rank is one byte, and the word is one hash away. Measured on held-out logits (bf16) of a small context-window model of
 Wikipedia, as they are (24 % accuracy) and doubled; 32,000 words, 77 positions in 512 tokens, T from 1 to 4:
 
 | levels | bytes a position | bytes a token of corpus | with tokens and levels as plain uint16 |
