@@ -30,12 +30,11 @@ def staged(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
         try:
             _clear(partial)
             _require_space(partial, needed_bytes)
-            yield partial
-            partial.replace(output)
-        except BaseException as error:
+            with _full_disk_explained(output):
+                yield partial
+                partial.replace(output)
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full(output, "was full before it was complete; nothing was left behind") from error
             raise
     finally:
         os.close(lock)
@@ -59,6 +58,16 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise _full(folder, f"needs about {needed_bytes / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free")
+
+
+@contextmanager
+def _full_disk_explained(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(output, "became full before it was complete; nothing was left behind") from error
+        raise
 
 
 def _full(path: Path, what: str) -> OSError:
