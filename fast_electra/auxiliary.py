@@ -88,7 +88,7 @@ class Auxiliary:
     def logits(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
         """Chunks of rows with their float32 logits (b, N, V); special tokens and padding of the vocabulary at -inf."""
         num_rows, num_masked = batch.positions.shape
-        chunk = max(1, LOGITS_BUDGET_MIB * 2**20 // (4 * num_masked * self.vocab_size))
+        chunk = max(1, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * self.vocab_size)))
         masked, special = mask_out(batch, self.mask_id), self.special_ids.to(batch.input_ids.device)
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))

@@ -6,9 +6,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
     randomness config recipes
-    documentation tokenizer compression documents hub corpus masking batches
+    documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
+    masking batches
     temperature encoder auxiliary gumbel replacements replacement_codec replacement_store
-    discriminator metrics objectives joint
+    discriminator metrics statistic objectives joint decoupled replay
     optim model_flops paper_flops flops deepspeed_config run_folder command_line summary
     parallel checkpoint export setup_run progress pretrain
 """

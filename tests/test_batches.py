@@ -70,9 +70,13 @@ def test_prefetching_gives_the_same_batches_in_order(batches):
         assert torch.equal(got.input_ids, batches.training(*span).input_ids)
 
 
-def test_an_error_while_prefetching_reaches_the_loop(batches):
-    with pytest.raises(ValueError, match="negative"):
-        list(prefetch(batches, iter([(0, -1)])))
+def test_an_error_while_prefetching_reaches_the_loop(batches, monkeypatch):
+    def fail(first, count):
+        raise ValueError(f"row {first} is unreadable")
+
+    monkeypatch.setattr(batches, "training", fail)
+    with pytest.raises(ValueError, match="row 7 is unreadable"):
+        list(prefetch(batches, iter([(7, 1)])))
 
 
 def test_several_corpora_are_mixed_by_weight():
