@@ -11,6 +11,7 @@ import time
 import warnings
 from array import array
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -174,15 +175,17 @@ def _write_tokens(
 ) -> _Counts:
     counts = _Counts()
     file = folder / TOKENIZER_FOLDER / "tokenizer.json"
-    for batch in tokenize(documents, file, end_id=tokenizer.sep_token_id, dtype=builder.dtype, workers=workers):
-        if batch.ids.max() >= len(tokenizer):
-            raise ValueError(
-                f"the tokenizer gave the id {batch.ids.max()} but says to have {len(tokenizer)} entries: its "
-                "vocabulary has gaps; take another tokenizer or train one"
-            )
-        ends = np.cumsum(batch.lengths)
-        for start, end in zip(ends - batch.lengths, ends, strict=True):
-            builder.add_document(batch.ids[start:end], [int(end - start)])
-        counts.add(batch)
+    end_id = tokenizer.sep_token_id
+    with closing(tokenize(documents, file, end_id=end_id, dtype=builder.dtype, workers=workers)) as batches:
+        for batch in batches:
+            if batch.ids.max() >= len(tokenizer):
+                raise ValueError(
+                    f"the tokenizer gave the id {batch.ids.max()} but says to have {len(tokenizer)} entries: its "
+                    "vocabulary has gaps; take another tokenizer or train one"
+                )
+            ends = np.cumsum(batch.lengths)
+            for start, end in zip(ends - batch.lengths, ends, strict=True):
+                builder.add_document(batch.ids[start:end], [int(end - start)])
+            counts.add(batch)
     builder.finalize(str(folder / f"{PREFIX_NAME}.idx"))
     return counts

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -41,8 +41,8 @@ class Tokenized(NamedTuple):
 
 def tokenize(
     documents: Iterable[str], tokenizer_file: Path, *, end_id: int, dtype: DTypeLike, workers: int
-) -> Iterator[Tokenized]:
-    """Yield the documents in order, batch by batch, tokenised by `workers` processes.
+) -> Generator[Tokenized, None, None]:
+    """Yield the documents in order, batch by batch, tokenised by `workers` processes; closing it ends these.
 
     `tokenizer_file` is the tokenizer.json of a fast tokenizer. No special token is added but `end_id` behind each
     document, none is read out of a text ("[MASK]" in a document is six characters), nothing is truncated.
