@@ -16,7 +16,7 @@ import xxhash
 
 from fast_electra import parallel
 
-_PARTIAL, _DAMAGED = ".partial", ".damaged"
+_PARTIAL, _DAMAGED, _GENERATOR = ".partial", ".damaged", "generator"
 
 
 class Position(NamedTuple):
@@ -30,8 +30,13 @@ class Position(NamedTuple):
 START = Position(0, 0, 0.0)
 
 
-def save(engine: parallel.Engine, folder: Path, position: Position, keep: int) -> Path:
-    """Write a checkpoint and drop all but the last `keep`. All processes take part; returns its folder."""
+def save(
+    engine: parallel.Engine, folder: Path, position: Position, keep: int, generator: parallel.Engine | None = None
+) -> Path:
+    """Write a checkpoint and drop all but the last `keep`. All processes take part; returns its folder.
+
+    `generator` is the second engine of a run that has one; its state lies in a folder inside the checkpoint.
+    """
     name = f"step-{position.step:08d}"
     partial = folder / (name + _PARTIAL)
     if parallel.rank() == 0:
@@ -39,6 +44,8 @@ def save(engine: parallel.Engine, folder: Path, position: Position, keep: int) -
         folder.mkdir(parents=True, exist_ok=True)
     parallel.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    if generator is not None:
+        generator.save_checkpoint(str(partial), tag=_GENERATOR, save_latest=False)
     parallel.barrier()
     if parallel.rank() == 0:
         _write_manifest(partial, position)
@@ -112,8 +119,8 @@ def _verified(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def restore(engine: parallel.Engine, folder: Path) -> Position:
-    """Load the newest sound checkpoint into the engine; START when there is none. All processes take part.
+def restore(engine: parallel.Engine, folder: Path, generator: parallel.Engine | None = None) -> Position:
+    """Load the newest sound checkpoint into the engine (or both); START when there is none. All processes take part.
 
     Raises ValueError when it was written by another number of processes.
     """
@@ -127,4 +134,6 @@ def restore(engine: parallel.Engine, folder: Path) -> Position:
             f"{parallel.world_size()}; start it with the same number"
         )
     engine.load_checkpoint(str(path.parent), tag=path.name)
+    if generator is not None:
+        generator.load_checkpoint(str(path), tag=_GENERATOR)
     return Position(manifest["step"], manifest["rows_seen"], manifest["seconds"])

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-OBJECTIVES = ("frozen", "two_stage", "mlm")
+OBJECTIVES = (
+    *("frozen", "two_stage", "unigram", "random"),
+    *("joint", "joint_shallow", "joint_gdes", "joint_decoupled"),
+    "mlm",
+)
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 
@@ -91,6 +95,26 @@ class AuxiliaryConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     steps: int = 125_000
     peak_learning_rate: float = 4e-4
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator that the joint objectives train; its sizes are the discriminator's, divided.
+
+    `joint` divides the width (ELECTRA: 4, base 3), `joint_shallow` and `joint_decoupled` the depth (METRO: 3, large 4),
+    `joint_gdes` the depth (DeBERTaV3: 2). The loss is MLM + discriminator_loss_weight x RTD; `joint_decoupled` has no
+    such sum, but a generator's learning rate of learning_rate_ratio times the discriminator's.
+    """
+
+    width_divisor: int = 4
+    depth_divisor: int = 3
+    gdes_depth_divisor: int = 2
+    discriminator_loss_weight: float = 50.0
+    learning_rate_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(value > 0, f"generator.{name}", value, "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -177,6 +201,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     auxiliary_model: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -190,8 +215,30 @@ class Config:
             self.data.sequence_length,
             f"the encoder has {self.encoder.max_positions} positions; raise encoder.max_positions or shorten the rows",
         )
+        require(
+            self.needs_auxiliary or not self.auxiliary,
+            "auxiliary",
+            self.auxiliary,
+            f"objective {self.objective!r} uses no existing masked LM; leave it out, or choose frozen",
+        )
+        self._require_generator()
         require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
         _ = self.corpora
+
+    def _require_generator(self) -> None:
+        """Refuse a generator that cannot be cut from the discriminator's shape, or not be tied to it."""
+        kind, width, sizes = self.encoder.model_type, self.encoder.hidden_size, self.generator
+        name = {"joint": "width_divisor", "joint_gdes": "gdes_depth_divisor"}.get(self.objective, "depth_divisor")
+        size, unit = (width, "hidden units") if self.objective == "joint" else (self.encoder.num_layers, "layers")
+        fits = size % getattr(sizes, name) == 0 or not self.objective.startswith("joint")
+        require(fits, f"generator.{name}", getattr(sizes, name), f"it must divide the discriminator's {size} {unit}")
+        require(
+            self.objective != "joint" or kind == "electra" or sizes.width_divisor == 1,
+            "objective",
+            self.objective,
+            f"a narrow generator cannot share the token embeddings of a {kind} encoder, whose stock model has no "
+            "projection after them; choose joint_shallow, or an electra recipe (electra_base)",
+        )
 
     @property
     def needs_auxiliary(self) -> bool:

@@ -57,8 +57,11 @@ class Objective(Protocol):
     def progress(self, u: float) -> dict[str, float]:
         """What moves with the run, for its log."""
 
-    def exports(self, module: Any, inputs: Any, outputs: Sequence[Tensor]) -> dict[str, Exported]:
-        """Each stock model to export by the name of its folder; the first, `export`, is what the run is for."""
+    def exports(self, module: Any, batch: MaskedBatch, inputs: Any, outputs: Sequence[Tensor]) -> dict[str, Exported]:
+        """Each stock model to export by the name of its folder, of which `export` is what the run is for.
+
+        `inputs` are the evaluation inputs of `batch`, `outputs` what the engine made of them.
+        """
 
 
 class CorruptedBatch(NamedTuple):
@@ -121,7 +124,7 @@ class Frozen:
         return {"temperature": temperature(self.schedule, u)} if self.schedule else {}
 
     def exports(
-        self, module: discriminator.ReplacedTokenDetection, inputs: CorruptedBatch, outputs: Sequence[Tensor]
+        self, module: Any, batch: MaskedBatch, inputs: CorruptedBatch, outputs: Sequence[Tensor]
     ) -> dict[str, Exported]:
         """The discriminator."""
         return {"export": Exported(module.model, discriminator.ReplacedTokenDetection, inputs, outputs[0])}
@@ -188,6 +191,8 @@ class Mlm:
         """Nothing moves with the run."""
         return {}
 
-    def exports(self, module: MaskedLMLoss, inputs: MaskedLMInputs, outputs: Sequence[Tensor]) -> dict[str, Exported]:
+    def exports(
+        self, module: Any, batch: MaskedBatch, inputs: MaskedLMInputs, outputs: Sequence[Tensor]
+    ) -> dict[str, Exported]:
         """The masked LM."""
         return {"export": Exported(module.model, MaskedLMLoss, inputs, outputs[0])}

@@ -41,13 +41,15 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
             return made
         config = dataclasses.replace(config, auxiliary=made["export"])
     run = setup_run.build(config, settings, batches)
-    run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints")
+    run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints", run.generator)
     progress = Progress(run)
     train(run, progress)
     if run.position.step < config.run.steps:
         return {"stopped_at_step": run.position.step, "output": config.output}
     summary = finish(run, progress)
     run.engine.destroy()
+    if run.generator is not None:
+        run.generator.destroy()
     return summary
 
 
@@ -59,7 +61,7 @@ def train(run: Run, progress: Progress) -> None:
     while run.position.step < end:
         step = run.position.step
         torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))
-        parallel.set_learning_rate(run.engine, optim.learning_rate(config.optimizer, step, config.run.steps))
+        set_learning_rates(run, step)
         for _ in range(run.engine.gradient_accumulation_steps()):
             micro_step(run, next(batches), step / config.run.steps, progress)
         run.position = Position(step + 1, run.position.rows_seen + config.run.batch_rows, progress.elapsed())
@@ -73,6 +75,14 @@ def train(run: Run, progress: Progress) -> None:
             if ended or run.position.step % config.run.save_every == 0:
                 save(run)
     progress.bar.close()
+
+
+def set_learning_rates(run: Run, step: int) -> None:
+    """The schedule's rate for update `step`, and the generator's share of it where it has an engine of its own."""
+    rate = optim.learning_rate(run.config.optimizer, step, run.config.run.steps)
+    parallel.set_learning_rate(run.engine, rate)
+    if run.generator is not None:
+        parallel.set_learning_rate(run.generator, rate * run.config.generator.learning_rate_ratio)
 
 
 def spans(run: Run) -> Iterator[tuple[int, int]]:
@@ -119,7 +129,7 @@ def evaluate(run: Run) -> dict[str, float]:
 def save(run: Run) -> None:
     """A checkpoint of where the run is."""
     folder = Path(run.config.output) / "checkpoints"
-    checkpoint.save(run.engine, folder, run.position, run.config.run.keep_checkpoints)
+    checkpoint.save(run.engine, folder, run.position, run.config.run.keep_checkpoints, run.generator)
 
 
 def finish(run: Run, progress: Progress) -> dict[str, Any]:
@@ -129,7 +139,7 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
     progress.write({"step": run.position.step, "held_out": held_out})
     sample = to_device(run.batches.held_out(0, min(8, run.batches.num_held_out)))
     inputs = run.objective.evaluation_inputs(sample)
-    exported = run.objective.exports(run.engine.module, inputs, evaluated(run.engine, inputs))
+    exported = run.objective.exports(run.engine.module, sample, inputs, evaluated(run.engine, inputs))
     folders = {name: Path(config.output) / name for name in exported}
     differences = {name: export(run.engine, run.tokenizer, folders[name], each) for name, each in exported.items()}
     tokens = run.position.rows_seen * config.data.sequence_length

@@ -18,6 +18,7 @@ from fast_electra.config import (
     Config,
     DataConfig,
     EncoderConfig,
+    GeneratorConfig,
     OptimizerConfig,
     RunConfig,
     TemperatureConfig,
@@ -40,6 +41,7 @@ def demo() -> Config:
             steps=500,
             peak_learning_rate=1.5e-3,
         ),
+        generator=GeneratorConfig(depth_divisor=2),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3),
         run=RunConfig(
             steps=400, batch_rows=128, micro_batch_rows=128, log_every=20, evaluate_every=200, save_every=200
@@ -93,6 +95,7 @@ def large() -> Config:
         output="runs/large",
         encoder=encoder,
         auxiliary_model=replace(config.auxiliary_model, encoder=replace(encoder, num_layers=6)),
+        generator=GeneratorConfig(depth_divisor=4),
         optimizer=replace(config.optimizer, peak_learning_rate=2e-4),
         run=replace(config.run, micro_batch_rows=32),
     )
@@ -111,6 +114,7 @@ def xl() -> Config:
         output="runs/xl",
         encoder=encoder,
         auxiliary_model=replace(config.auxiliary_model, encoder=replace(encoder, num_layers=12)),
+        generator=GeneratorConfig(depth_divisor=4),
         optimizer=replace(config.optimizer, peak_learning_rate=1e-4),
         run=replace(config.run, micro_batch_rows=8),
     )
@@ -160,7 +164,10 @@ def electra_large() -> Config:
 
 def _electra(name: str, encoder: EncoderConfig, data: DataConfig, run: RunConfig, peak_learning_rate: float) -> Config:
     """One of the ELECTRA paper's shapes with its optimizer: Adam .9/.999, eps 1e-6, decay .01, clip 1, 10k warm-up."""
-    auxiliary = replace(encoder, num_layers=encoder.num_layers // (4 if encoder.num_layers > 12 else 3))
+    sizes = GeneratorConfig(
+        width_divisor=3 if encoder.hidden_size == 768 else 4, depth_divisor=4 if encoder.num_layers > 12 else 3
+    )
+    auxiliary = replace(encoder, num_layers=encoder.num_layers // sizes.depth_divisor)
     return Config(
         recipe=name,
         output=f"runs/{name}",
@@ -171,6 +178,7 @@ def _electra(name: str, encoder: EncoderConfig, data: DataConfig, run: RunConfig
             steps=run.steps,
             peak_learning_rate=peak_learning_rate,
         ),
+        generator=sizes,
         temperature=TemperatureConfig(),
         optimizer=OptimizerConfig(peak_learning_rate, warmup_ratio=10_000 / run.steps, beta2=0.999),
         run=run,

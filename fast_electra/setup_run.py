@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fast_electra import auxiliary, deepspeed_config, documentation, flops, objectives, optim, parallel, run_folder
@@ -14,22 +17,27 @@ from fast_electra import corpus as corpora
 from fast_electra.batches import Batches
 from fast_electra.checkpoint import START, Position
 from fast_electra.config import Config, TemperatureConfig
+from fast_electra.decoupled import Decoupled
 from fast_electra.encoder import attention_kernel, transformers_config
+from fast_electra.joint import Joint
 from fast_electra.objectives import Objective
+from fast_electra.statistic import Statistic, unigram
 
 GATE_ROWS = 256
+_MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _CHECKPOINT_BYTES_PER_WEIGHT, _EXPORT_BYTES_PER_WEIGHT = 14, 4
 
 
 @dataclass
 class Run:
-    """Everything the loop uses, and where it is."""
+    """Everything the loop uses, and where it is. `generator` is an engine of its own, which few objectives have."""
 
     config: Config
     batches: Batches
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
     engine: parallel.Engine
+    generator: parallel.Engine | None
     flops_per_token: float
     peak_flops: float
     position: Position = START
@@ -87,7 +95,11 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
-    engine, num_weights = _engine(config, settings, objective, shape)
+    engine, num_weights = _engine(config, settings, partial(objective.module, shape))
+    generator = None
+    if isinstance(objective, Decoupled):
+        objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module)
+        generator, num_weights = objective.generator, num_weights + more
     flops_per_token = flops.model_flops_per_token(
         config.objective,
         shape,
@@ -102,21 +114,27 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         tokenizer,
         objective,
         engine,
+        generator,
         flops_per_token,
         peak_flops=float(parallel.sum_over_processes(_matrix_product_flops())),
         facts=facts | {"weights": num_weights},
     )
 
 
+def _unmonitored(settings: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's settings for a second engine: the first writes the monitors."""
+    return {name: value for name, value in settings.items() if name not in _MONITORS}
+
+
 def _engine(
-    config: Config, settings: dict[str, Any], objective: Objective, shape: PreTrainedConfig
+    config: Config, settings: dict[str, Any], make: Callable[[str, torch.dtype], nn.Module]
 ) -> tuple[parallel.Engine, int]:
-    """The training engine and the number of weights in it."""
+    """The training engine around the module that `make` builds, and the number of weights in it."""
     attention = attention_kernel(config.encoder, config.data.sequence_length, parallel.device())
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
-        module = objective.module(shape, attention, torch.bfloat16)
+        module = make(attention, torch.bfloat16)
     num_weights = parallel.num_weights(module)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.keep_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
@@ -124,7 +142,7 @@ def _engine(
     groups = optim.parameter_groups(module, config.optimizer.weight_decay)
     engine = parallel.training_engine(module, groups, settings)
     if config.run.compile:
-        engine.compile()
+        engine.compile()  # type: ignore[attr-defined]
     return engine, num_weights
 
 
@@ -138,9 +156,35 @@ def _matrix_product_flops() -> Tensor:
 def _objective(
     config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
 ) -> tuple[Objective, PreTrainedConfig | None, dict[str, Any]]:
-    """The objective, its auxiliary model's config if it has one, and what the gate measured."""
-    if config.objective == "mlm":
-        return objectives.Mlm(tokenizer.mask_token_id), None, {}
+    """The objective, the config of its auxiliary model or generator if it has one, and what the gate measured."""
+    match config.objective:
+        case "mlm":
+            return objectives.Mlm(tokenizer.mask_token_id), None, {}
+        case "unigram" | "random":
+            sampler = Statistic(_word_weights(config, batches, len(tokenizer)), tokenizer, config.seed)
+            return objectives.Frozen(sampler, None, config.data.mask_rate), None, {}
+        case "joint_decoupled":
+            decoupled = Decoupled(config, tokenizer)
+            return decoupled, decoupled.generator_shape, {}
+        case "joint" | "joint_shallow" | "joint_gdes":
+            joint = Joint(config, tokenizer)
+            return joint, joint.generator_shape, {}
+        case _:
+            return _frozen(config, tokenizer, batches)
+
+
+def _word_weights(config: Config, batches: Batches, vocab_size: int) -> NDArray[np.float64]:
+    """What `random` and `unigram` draw words by (V,)."""
+    if config.objective == "random":
+        return np.ones(vocab_size)
+    weights = [weight for _, weight in config.corpora]
+    return unigram([(c.tokens, weight) for c, weight in zip(batches.corpora, weights, strict=True)], vocab_size)
+
+
+def _frozen(
+    config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
+) -> tuple[Objective, PreTrainedConfig, dict[str, Any]]:
+    """The objective on an auxiliary model that has passed the gate."""
     model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, torch.bfloat16)
     engine = parallel.inference_engine(auxiliary.MaskedLM(model), torch.bfloat16)
     frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)

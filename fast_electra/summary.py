@@ -30,13 +30,25 @@ def stopped(result: dict[str, Any]) -> str:
 
 
 def _discriminator(summary: dict[str, Any]) -> list[str]:
-    return [
+    drawn = "held-out rows, T = 1" if "auxiliary" in summary or "generator" in summary else "held-out rows"
+    lines = [
         f"  learned      loss {summary['loss']:.4f} against {summary['floor']:.4f} of the majority-class floor; "
-        f"ROC-AUC {summary['roc_auc']:.3f} (held-out rows, T = 1)",
-        f"  auxiliary    {summary['auxiliary']}: predicts {summary['auxiliary_top1']:.1%} of masked tokens "
-        f"(the most frequent token: {summary['most_frequent_share']:.1%})",
-        f"  temperature  {summary['temperature_start']:.3f} at the start, {summary['temperature_end']:.3f} at the end",
+        f"ROC-AUC {summary['roc_auc']:.3f} ({drawn})"
     ]
+    if "auxiliary" in summary:
+        lines.append(
+            f"  auxiliary    {summary['auxiliary']}: predicts {summary['auxiliary_top1']:.1%} of masked tokens "
+            f"(the most frequent token: {summary['most_frequent_share']:.1%})"
+        )
+    if "temperature_start" in summary:
+        start, end = summary["temperature_start"], summary["temperature_end"]
+        lines.append(f"  temperature  {start:.3f} at the start, {end:.3f} at the end")
+    if "generator" in summary:
+        lines.append(
+            f"  generator    {summary['generator']}: loss {summary['generator_loss']:.3f}, predicts "
+            f"{summary['generator_accuracy']:.1%} of masked tokens; give it to --auxiliary of another run"
+        )
+    return lines
 
 
 def _masked_lm(summary: dict[str, Any]) -> list[str]:

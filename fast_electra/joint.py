@@ -1,0 +1,222 @@
+"""The rivals: objectives that train their generator beside the discriminator, loss = MLM + weight x RTD.
+
+What the two models share is what sets the rivals apart:
+
+`joint`          ELECTRA (Clark et al., ICLR 2020): the generator is as deep as the discriminator and narrower; token
+                 and absolute position embeddings are one table each, trained by both losses. (Its released code ties
+                 the token types and the normalisation after them too: a few hundred weights, not tied here.) A narrow
+                 generator needs a projection after its embeddings, which stock transformers have for ELECTRA's own
+                 kind only; for other encoders `joint` is refused, rather than untied in silence.
+`joint_shallow`  METRO, COCO-LM: full width, fewer layers, no dropout in the generator; one table of token embeddings.
+`joint_gdes`     DeBERTaV3 (He et al., ICLR 2023): full width, half the depth; the discriminator's token embedding is
+                 stop_gradient(generator's) + delta, delta starting at 0, so that only the MLM loss moves the table.
+
+`joint_decoupled` shares nothing and is in decoupled.py. In all of them the samples pass no gradient, the LM head runs
+on the masked positions only, at T = 1 and the same uniforms as the frozen auxiliary model's, and the discriminator
+starts from the weights that the same seed gives it under `frozen`.
+
+Shapes: B rows, T tokens, N masked positions a row, V words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fast_electra import discriminator, metrics
+from fast_electra.auxiliary import LOGITS_BUDGET_MIB, MaskedLM, build_masked_lm, draw
+from fast_electra.batches import MaskedBatch
+from fast_electra.config import Config, EncoderConfig
+from fast_electra.discriminator import ReplacedTokenDetection
+from fast_electra.encoder import transformers_config
+from fast_electra.objectives import CorruptedBatch, Exported, MaskedLMLoss, corrupt, masked_lm_inputs
+from fast_electra.statistic import uniforms
+
+_GENERATOR_COUNTS = 3
+
+
+def generator_encoder(config: Config) -> EncoderConfig:
+    """The shape of the generator that a joint objective trains, from the discriminator's and `config.generator`."""
+    encoder, sizes = config.encoder, config.generator
+    embedding_size = encoder.embedding_size or encoder.hidden_size
+    if config.objective == "joint":
+        width, head = encoder.hidden_size // sizes.width_divisor, encoder.hidden_size // encoder.num_heads
+        return replace(
+            encoder,
+            hidden_size=width,
+            num_heads=max(1, width // head),
+            intermediate_size=encoder.intermediate_size // sizes.width_divisor,
+            embedding_size=embedding_size,
+        )
+    if config.objective == "joint_gdes":
+        return replace(encoder, num_layers=encoder.num_layers // sizes.gdes_depth_divisor)
+    return replace(encoder, num_layers=encoder.num_layers // sizes.depth_divisor, dropout=0.0, attention_dropout=0.0)
+
+
+class DisentangledEmbedding(nn.Module):
+    """Token embeddings stop_gradient(shared) + weight: `weight` (V, E) is DeBERTaV3's delta, set to 0 here.
+
+    Its name is the stock embedding's, so that the export differs from the module in this one weight's value only.
+    """
+
+    def __init__(self, shared: nn.Module, delta: nn.Parameter) -> None:
+        super().__init__()
+        self._shared = (shared,)  # in a tuple, so that it stays the generator's submodule alone
+        self.weight = delta
+        # Under ZeRO-3 a process holds its part of the weight in `ds_tensor`; elsewhere it is the weight itself.
+        getattr(delta, "ds_tensor", delta).data.zero_()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embeddings (B, T, E): two look-ups, not a sum of whole tables."""
+        with torch.no_grad():
+            shared = self._shared[0](input_ids)
+        return shared + F.embedding(input_ids, self.weight)
+
+
+def tie_token_embeddings(generator: PreTrainedModel, model: PreTrainedModel) -> None:
+    """One table of token embeddings for both models, and for the generator's LM head."""
+    ours, theirs = (cast(nn.Embedding, m.get_input_embeddings()) for m in (generator, model))
+    ours.weight = theirs.weight
+    generator.tie_weights()
+
+
+def tie_embeddings(generator: PreTrainedModel, model: PreTrainedModel) -> None:
+    """One table of token embeddings and, where the encoder has absolute positions, one of those."""
+    tie_token_embeddings(generator, model)
+    ours, theirs = (getattr(m.base_model.embeddings, "position_embeddings", None) for m in (generator, model))
+    if ours is not None and theirs is not None:
+        ours.weight = theirs.weight
+
+
+def disentangle_embeddings(generator: PreTrainedModel, model: PreTrainedModel) -> None:
+    """The generator takes over the discriminator's new table; the discriminator looks at it and adds its delta."""
+    table: Any = generator.get_input_embeddings()
+    delta = table.weight
+    tie_token_embeddings(generator, model)
+    model.set_input_embeddings(DisentangledEmbedding(table, delta))
+
+
+SHARE = {"joint": tie_embeddings, "joint_shallow": tie_token_embeddings, "joint_gdes": disentangle_embeddings}
+
+
+class JointInputs(NamedTuple):
+    """A MaskedBatch, and the `uniforms` (B, N) that its samples are drawn at."""
+
+    input_ids: Tensor
+    positions: Tensor
+    rows: Tensor
+    uniforms: Tensor
+
+
+class JointOutputs(NamedTuple):
+    """Discriminator `logits` (B, T), the corrupted `input_ids` and `labels` (B, T) it saw, and the generator's part.
+
+    `generator_counts` (3,) are metrics.mlm_counts; `generator_logits` (B, N, V) are empty in training, where nothing
+    reads them and they would only hold memory.
+    """
+
+    logits: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    generator_counts: Tensor
+    generator_logits: Tensor
+
+
+class JointLoss(nn.Module):
+    """What the engine trains: a masked LM, a discriminator on its samples, and the weighted sum of their losses."""
+
+    special_ids: Tensor
+
+    def __init__(self, generator: PreTrainedModel, model: PreTrainedModel, weight: float, special: list[int]) -> None:
+        super().__init__()
+        self.generator, self.discriminator = MaskedLM(generator), ReplacedTokenDetection(model)
+        self.weight, self.mask_id = weight, special[0]
+        self.register_buffer("special_ids", torch.tensor(special), persistent=False)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
+        """The loss and JointOutputs as one flat tuple."""
+        batch = MaskedBatch(input_ids, positions, rows)
+        masked, positions, targets = masked_lm_inputs(batch, self.mask_id)
+        logits = self.generator(masked, positions)  # (B, N, V)
+        mlm = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        logits = logits.detach()
+        corrupted = corrupt(batch, sample(logits, uniforms, self.special_ids))
+        rtd, rtd_logits = self.discriminator(*corrupted)
+        seen = logits.new_empty(0) if self.training else logits
+        return mlm + self.weight * rtd, rtd_logits, *corrupted, generator_counts(mlm, logits, targets), seen
+
+
+@torch.no_grad()
+def sample(logits: Tensor, uniforms: Tensor, special_ids: Tensor) -> Tensor:
+    """A token (B, N) from softmax(logits (B, N, V)) at each uniform, never a special one; in chunks of rows."""
+    chunk = max(1, LOGITS_BUDGET_MIB * 2**20 // (4 * logits[0].numel()))
+    parts = zip(logits.split(chunk), uniforms.split(chunk), strict=True)
+    return torch.cat([draw(each.float().index_fill(-1, special_ids, -torch.inf), 1.0, at) for each, at in parts])
+
+
+@torch.no_grad()
+def generator_counts(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """metrics.mlm_counts (3,) of a batch whose mean `loss` is known: positions, loss, hits."""
+    hits = (logits.argmax(dim=-1) == targets).sum().double()
+    return torch.stack([torch.full_like(hits, targets.numel()), loss.double() * targets.numel(), hits])
+
+
+class Joint:
+    """`joint`, `joint_shallow` and `joint_gdes`: generator and discriminator in one module, one optimizer."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config, self.pad_id = config, cast(int, tokenizer.pad_token_id)
+        self.mask_id = cast(int, tokenizer.mask_token_id)
+        self.special = [self.mask_id, *(set(tokenizer.all_special_ids) - {self.mask_id})]
+        self.generator_shape = transformers_config(generator_encoder(config), tokenizer)
+
+    def module(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
+        """Both models with what they share and their loss."""
+        model = discriminator.build(config, attention, dtype)
+        generator = build_masked_lm(self.generator_shape, attention, dtype)
+        SHARE[self.config.objective](generator, model)
+        return JointLoss(generator, model, self.config.generator.discriminator_loss_weight, self.special)
+
+    def inputs(self, batch: MaskedBatch, u: float) -> JointInputs:
+        """The engine's input; `u` changes nothing here."""
+        return JointInputs(*batch, uniforms(batch, self.config.seed))
+
+    def evaluation_inputs(self, batch: MaskedBatch) -> JointInputs:
+        """The same for held-out rows."""
+        return self.inputs(batch, 1.0)
+
+    def counts(self, outputs: Sequence[Tensor], inputs: Any) -> Tensor:
+        """What a batch adds to the metrics, the generator's first."""
+        of = JointOutputs(*outputs)
+        return torch.cat([of.generator_counts, metrics.rtd_counts(of.logits, of.labels, of.input_ids != self.pad_id)])
+
+    def report(self, counts: Tensor) -> dict[str, float]:
+        """The discriminator's metrics under their usual names (`loss` is the RTD loss alone), and `generator_...`."""
+        generator = metrics.mlm_report(counts[:_GENERATOR_COUNTS])
+        rtd = metrics.rtd_report(counts[_GENERATOR_COUNTS:], self.config.data.mask_rate)
+        return rtd | {f"generator_{name}": value for name, value in generator.items()}
+
+    def progress(self, u: float) -> dict[str, float]:
+        """Nothing moves with the run."""
+        return {}
+
+    def exports(self, module: Any, batch: MaskedBatch, inputs: Any, outputs: Sequence[Tensor]) -> dict[str, Exported]:
+        """The discriminator, with its summed embedding under `joint_gdes`, and the generator as a masked LM."""
+        of, model, generator = JointOutputs(*outputs), module.discriminator.model, self.generator_of(module)
+        embedding, added = model.get_input_embeddings(), None
+        if isinstance(embedding, DisentangledEmbedding):
+            name = next(name for name, each in model.named_modules() if each is embedding)
+            added = (f"{name}.weight", generator.get_input_embeddings())
+        corrupted, masked = CorruptedBatch(of.input_ids, of.labels), masked_lm_inputs(batch, self.mask_id)
+        return {
+            "export": Exported(model, ReplacedTokenDetection, corrupted, of.logits, added),
+            "generator": Exported(generator, MaskedLMLoss, masked, of.generator_logits),
+        }
+
+    def generator_of(self, module: Any) -> PreTrainedModel:
+        """The stock generator; `module` is what the engine trains."""
+        return module.generator.model
