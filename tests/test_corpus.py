@@ -120,6 +120,14 @@ def test_the_tokenizer_of_an_existing_model_is_taken_and_travels_along(tmp_path)
         corpus.build([tmp_path / "a.txt"], tmp_path / "other", tokenizer=bert, vocab_size=5)
 
 
+def test_a_tokenizer_whose_ids_have_gaps_is_refused(tmp_path):
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "the": 50}
+    (tmp_path / "a.txt").write_text("the")
+    with pytest.raises(ValueError, match=r"gave the id 50 but says to have 6 entries"):
+        corpus.build([tmp_path / "a.txt"], tmp_path / "out", tokenizer=BertTokenizerFast(vocab=vocab), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_without_inputs_it_is_the_documentation(tmp_path, monkeypatch):
     monkeypatch.setattr(documentation, "documents", lambda: iter(TEXTS[:30]))
     made = corpus.build([], tmp_path / "out", vocab_size=800, workers=1, progress=False)
@@ -153,7 +161,7 @@ def test_an_error_halfway_leaves_nothing(made, inputs, tmp_path, monkeypatch, wh
         expected = pytest.raises(ValueError, match=r"b\.txt' is not UTF-8 text: byte 0xff at offset 5")
         inputs = tmp_path / "in"
     else:
-        monkeypatch.setattr(indexed_dataset.IndexedDatasetBuilder, "finalize", interrupt)
+        monkeypatch.setattr(indexed_dataset.IndexedDatasetBuilder, "add_document", interrupt)
         expected = pytest.raises(KeyboardInterrupt)
     before = threading.active_count()
     with expected as error:
