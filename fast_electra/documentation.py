@@ -90,8 +90,10 @@ def _builtins() -> Iterator[list[str]]:
 
 def _plain(text: str) -> str:
     """The text without blank lines, without trailing blanks, and with each wrapped paragraph on one line."""
-    paragraphs = (paragraph.splitlines() for paragraph in _BLANK_LINES.split(cleandoc(text)))
-    return "\n".join(_paragraph([line.rstrip() for line in lines if line.strip()]) for lines in paragraphs if lines)
+    paragraphs = (
+        [line.rstrip() for line in part.splitlines() if line.strip()] for part in _BLANK_LINES.split(cleandoc(text))
+    )
+    return "\n".join(_paragraph(lines) for lines in paragraphs if lines)
 
 
 def _paragraph(lines: list[str]) -> str:

@@ -7,11 +7,19 @@ import sys
 import pytest
 
 from fast_electra import documentation
+from fast_electra.documents import read_documents
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return documentation.write(tmp_path_factory.mktemp("written") / "new" / "folder")
+def yielded():
+    return list(documentation.documents())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, yielded):
+    with pytest.MonkeyPatch.context() as patch:  # parsing the library takes seconds: once is enough
+        patch.setattr(documentation, "documents", lambda: iter(yielded))
+        return documentation.write(tmp_path_factory.mktemp("written") / "new" / "folder")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +42,10 @@ def test_the_three_sources_are_all_there(texts):
     assert "Return the absolute value of the argument." in whole  # a built-in
 
 
-def test_a_document_holds_no_blank_line_and_is_not_repeated(texts):
+def test_a_document_holds_no_blank_line_and_is_not_repeated(written, yielded, texts):
     assert all(line.strip() for text in texts for line in text.split("\n"))
     assert len(set(texts)) == len(texts)
+    assert list(read_documents(written)) == texts == yielded
 
 
 def test_a_wrapped_paragraph_is_one_line_and_code_keeps_its_lines():
