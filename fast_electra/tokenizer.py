@@ -190,12 +190,7 @@ def _explained(error: RuntimeError, vocab_size: int) -> Exception:
 def _wrap(processor: sentencepiece.SentencePieceProcessor, kind: str) -> PreTrainedTokenizerFast:
     """The same pieces and the same way of choosing them in the `tokenizers` library, as transformers stores it."""
     pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
-    if kind == "unigram":
-        backend = Tokenizer(Unigram(_scores(processor, pieces), unk_id=1, byte_fallback=True))
-    else:
-        vocabulary = {piece: index for index, piece in enumerate(pieces)}
-        merges = _merges(pieces, vocabulary)
-        backend = Tokenizer(BPE(vocabulary, merges, unk_token=SPECIAL_TOKENS[1], byte_fallback=True, fuse_unk=True))
+    backend = Tokenizer(_unigram(processor, pieces) if kind == "unigram" else _bpe(pieces))
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.Prepend(_SPACE),
@@ -232,21 +227,23 @@ def _wrap(processor: sentencepiece.SentencePieceProcessor, kind: str) -> PreTrai
     )
 
 
-def _scores(processor: sentencepiece.SentencePieceProcessor, pieces: list[str]) -> list[tuple[str, float]]:
-    """The pieces' log probabilities, the special and byte pieces' so low that the names of these never match a text.
+def _unigram(processor: sentencepiece.SentencePieceProcessor, pieces: list[str]) -> Unigram:
+    """The pieces with their log probabilities, the special and byte pieces' so low that their names match no text.
 
     SentencePiece keeps such names out of its search; `tokenizers` does not, and their stored score of 0 would win.
     """
     learned = {index: processor.get_score(index) for index in range(_RESERVED, len(pieces))}
     lowest = min(learned.values()) - 1000.0
-    return [(piece, learned.get(index, lowest)) for index, piece in enumerate(pieces)]
+    scores = [(piece, learned.get(index, lowest)) for index, piece in enumerate(pieces)]
+    return Unigram(scores, unk_id=1, byte_fallback=True)
 
 
-def _merges(pieces: list[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges behind a BPE vocabulary, whose learned pieces stand in the order in which they were merged."""
+def _bpe(pieces: list[str]) -> BPE:
+    """The pieces with the merges behind them: learned pieces stand in the order in which they were merged."""
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
     merges: list[tuple[str, str]] = []
     for piece in pieces[_RESERVED:]:
         pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
         known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
         merges.extend(sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]])))
-    return merges
+    return BPE(vocabulary, merges, unk_token=SPECIAL_TOKENS[1], byte_fallback=True, fuse_unk=True)
