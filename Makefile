@@ -1,5 +1,6 @@
 # make pretrain   the demo: raw text to a pre-trained discriminator, nothing else needed
 # make test       linters, types and all quick tests; CI runs exactly this
+# make bench      FLOPs, memory and speed beside every joint rival's: runs/bench/report.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # torch first and by itself: a CPU machine then never fetches the CUDA packages of a newer one
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup pretrain check test slow format clean
+.PHONY: setup pretrain check test slow bench format clean
 
 setup: $(VENV)/ready
 
@@ -31,6 +32,10 @@ test: check
 
 slow: setup
 	pytest -m slow
+
+bench: setup
+	python -m benchmarks.measure
+	python -m benchmarks.report
 
 format: setup
 	ruff format .

@@ -1,0 +1,162 @@
+"""What is compared: rows of (recipe, objective, row length, vocabulary, positions the LM head runs on).
+
+Every case takes its shapes from a recipe, so that method and rivals share the discriminator, the batch and the mask
+rate, and differ in the generator (auxiliary model) alone:
+  frozen, two_stage, replay       the recipe's own auxiliary model: full width, a quarter to a third of the depth
+  joint_shallow, joint_decoupled  a generator of that shape, trained along (METRO, COCO-LM): the Fast-ELECTRA paper's
+                                  rival; joint_decoupled costs the same and is measured, but has no line of its own
+  joint                           ELECTRA's: full depth, a third of the width (base) or a quarter; ELECTRA recipes only
+  joint_gdes                      DeBERTaV3's: full width, half the depth
+Words are made up (`tokenizer`), because nothing that is counted or timed depends on what they are.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from fast_electra import joint, recipes
+from fast_electra.config import Config, EncoderConfig
+from fast_electra.encoder import transformers_config
+
+METHODS = ("frozen", "replay")
+RIVALS = ("joint_shallow", "joint", "joint_gdes")
+OBJECTIVES = (*METHODS, *RIVALS, "joint_decoupled", "two_stage", "unigram", "random", "mlm")
+WITHOUT_AUXILIARY = ("replay", "unigram", "random", "mlm")
+# Replacement paths cost a step nothing but reading them; words at random stand in where no store of paths is at hand.
+STAND_INS = {"replay": "random"}
+HEADS = ("masked", "all")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One thing to count, simulate or time; `micro_batch_rows` 0 means the recipe's."""
+
+    recipe: str
+    objective: str
+    sequence_length: int = 512
+    vocab_size: int = 32_000
+    head: str = "masked"
+    micro_batch_rows: int = 0
+
+    def __post_init__(self) -> None:
+        known = {"recipe": tuple(recipes.RECIPES), "objective": OBJECTIVES, "head": HEADS}
+        for field, choices in known.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(_unknown(field, getattr(self, field), choices))
+        if self.vocab_size <= len(SPECIAL):
+            raise ValueError(f"vocab_size = {self.vocab_size}: give more than the {len(SPECIAL)} special tokens")
+
+    @property
+    def name(self) -> str:
+        """`base/frozen/512/32000/masked`, and the micro-batch where it is not the recipe's."""
+        rows = f"/{self.micro_batch_rows}" if self.micro_batch_rows else ""
+        return f"{self.recipe}/{self.objective}/{self.sequence_length}/{self.vocab_size}/{self.head}{rows}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The case as a result row carries it."""
+        return dataclasses.asdict(self)
+
+
+def parse(name: str) -> Case:
+    """The case of a name, its end left out where it is the default. Raises ValueError for one that is not known."""
+    parts = name.split("/")
+    if not 2 <= len(parts) <= 6:
+        raise ValueError(f"case {name!r}: write recipe/objective[/sequence_length[/vocab_size[/head]]]")
+    try:
+        numbers = [int(part) for part in (*parts[2:4], *parts[5:])]
+    except ValueError:
+        raise ValueError(f"case {name!r}: the row length, vocabulary and micro-batch are whole numbers") from None
+    fields = (*parts[:2], *numbers[:2], *parts[4:5], *numbers[2:])
+    return Case(*fields)  # type: ignore[arg-type]
+
+
+def _unknown(field: str, value: str, choices: tuple[str, ...]) -> str:
+    near = get_close_matches(value, choices, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{field} {value!r} is no part of a benchmark case: {hint}choose one of {', '.join(choices)}"
+
+
+def config(case: Case) -> Config:
+    """The recipe with the case's objective, row length and vocabulary.
+
+    Raises ValueError where the recipe's encoder cannot have the objective (`joint` takes an ELECTRA).
+    """
+    recipe = recipes.get(case.recipe)
+    longest = max(recipe.encoder.max_positions, case.sequence_length)
+    auxiliary = dataclasses.replace(recipe.auxiliary_model.encoder, max_positions=longest)
+    return dataclasses.replace(
+        recipe,
+        objective=STAND_INS.get(case.objective, case.objective),
+        data=dataclasses.replace(recipe.data, sequence_length=case.sequence_length, vocab_size=case.vocab_size),
+        encoder=dataclasses.replace(recipe.encoder, max_positions=longest),
+        auxiliary_model=dataclasses.replace(recipe.auxiliary_model, encoder=auxiliary),
+        run=dataclasses.replace(recipe.run, micro_batch_rows=case.micro_batch_rows or recipe.run.micro_batch_rows),
+    )
+
+
+def generator_encoder(settings: Config) -> EncoderConfig:
+    """The shape of the auxiliary model or generator of these settings."""
+    if settings.objective.startswith("joint"):
+        return joint.generator_encoder(settings)
+    return settings.auxiliary_model.encoder
+
+
+def shapes(case: Case, settings: Config | None = None) -> tuple[PreTrainedConfig, PreTrainedConfig | None]:
+    """The stock configurations of the discriminator (for `mlm`, of the one model) and of the generator, if any.
+
+    They follow `settings` where given, and `config(case)` otherwise.
+    """
+    settings, words = settings or config(case), tokenizer(case.vocab_size)
+    main = transformers_config(settings.encoder, words)
+    if case.objective in WITHOUT_AUXILIARY:
+        return main, None
+    return main, transformers_config(generator_encoder(settings), words)
+
+
+@cache
+def tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    """A stock tokenizer of `vocab_size` made-up words, the special ones first."""
+    words = [*SPECIAL, *(f"word{number}" for number in range(vocab_size - len(SPECIAL)))]
+    model = WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    named = {f"{word[1:-1].lower()}_token": word for word in SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **named)
+
+
+def rivals(recipe: str) -> tuple[str, ...]:
+    """The joint rivals that the recipe's encoder can have."""
+    electra = recipes.get(recipe).encoder.model_type == "electra"
+    return tuple(rival for rival in RIVALS if rival != "joint" or electra)
+
+
+# The tables of the report. FLOPs are arithmetic, so that every combination is counted.
+
+RECIPES = ("electra_base", "electra_large", "base", "large", "xl")
+LENGTHS, VOCABULARIES = (128, 512), (32_000, 128_000)
+
+COUNTED = tuple(
+    Case(recipe, objective, length, vocabulary, head)
+    for recipe in RECIPES
+    for objective in (*METHODS, *rivals(recipe), "mlm")
+    for length in LENGTHS
+    for vocabulary in VOCABULARIES
+    for head in HEADS
+)
+SIMULATED_OBJECTIVES = (*METHODS, *RIVALS, "mlm", "two_stage", "random", "unigram")
+# Those that run beside each other, on a machine without and with a GPU; each at the recipe's own vocabulary or 32k.
+_TIMED = (*METHODS, "joint_shallow", "joint_gdes", "mlm")
+CONTESTS = {
+    "cpu": (
+        tuple(Case("small", objective, 128, 16_000, "masked", 16) for objective in _TIMED),
+        tuple(Case("base", objective, 512, 32_000, "masked", 2) for objective in _TIMED[:3]),
+    ),
+    "cuda": tuple(tuple(Case(recipe, objective) for objective in _TIMED) for recipe in ("base", "large")),
+}
+SIMULATED = tuple(Case(recipe, objective) for recipe in RECIPES for objective in (*METHODS, *rivals(recipe), "mlm"))

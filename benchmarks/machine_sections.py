@@ -1,0 +1,170 @@
+"""The report's sections on machines: memory as simulated, speed as measured, both beside each rival's.
+
+Lines of Markdown from rows alone, as in cost_sections.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import cases, comparisons, plots, rows
+from benchmarks.cases import METHODS
+from benchmarks.markdown import formulas, inside, length, machine, percent, percents, table
+from benchmarks.rows import Row
+
+
+def memory_section(found: Sequence[Row], folder: Path) -> list[str]:
+    """Simulated peaks by kind, what the method saves, and bytes per GPU by ZeRO stage."""
+    simulated = rows.select(found, "memory")
+    plots.memory_by_kind(simulated, folder / "memory.png")
+    kinds = list(simulated[0]["peak_bytes"])
+    lines = [
+        "## Memory",
+        "",
+        "GiB at the peak of one process's step, simulated (no ZeRO, no buffers). Attention is fused and keeps no mask.",
+        "",
+    ]
+    lines += table(
+        3,
+        ("recipe", "objective", "rows", *kinds, "peak"),
+        (
+            (
+                row["recipe"],
+                row["objective"],
+                f"{row['micro_batch_rows']} x {row['sequence_length']}",
+                *(f"{row['peak_bytes'][kind] / 2**30:.2f}" for kind in kinds),
+                f"{row['peak_memory_gib']:.2f}",
+            )
+            for row in simulated
+        ),
+    )
+    lines += [*formulas(simulated), "![Memory by kind](memory.png)", "", "### Saved of each rival", ""]
+    savings = rows.select(found, "memory_saving")
+    lines += table(
+        3,
+        ("recipe", "rival", "method", "saved", "paper", "inside", "most of it"),
+        (
+            (
+                row["recipe"],
+                row["rival"],
+                row["method"],
+                percent(row["saving"]),
+                percents(row["claim"]) if row["claim"] else "none stated",
+                inside(row) if row["claim"] else "",
+                _largest(row["gib_by_kind"]),
+            )
+            for row in savings
+        ),
+    )
+    return [*lines, *formulas(savings), *_per_gpu(found)]
+
+
+def _largest(gib_by_kind: dict[str, float]) -> str:
+    kind = max(gib_by_kind, key=lambda name: gib_by_kind[name])
+    return f"{kind}: {gib_by_kind[kind]:.2f} GiB"
+
+
+def _per_gpu(found: Sequence[Row]) -> list[str]:
+    derived = rows.select(found, "per_gpu")
+    places = list(dict.fromkeys((row["zero_stage"], row["offload"]) for row in derived))
+    numbers = list(dict.fromkeys(row["num_gpus"] for row in derived))
+    lines = ["### Per GPU under ZeRO", "", f"GiB on each of {' / '.join(map(str, numbers))} GPUs.", ""]
+    content = []
+    for recipe, objective in dict.fromkeys((row["recipe"], row["objective"]) for row in derived):
+        cells = []
+        for stage, offload in places:
+            here = {"recipe": recipe, "objective": objective, "zero_stage": stage, "offload": offload}
+            cells.append(
+                " / ".join(f"{rows.the(derived, 'per_gpu', num_gpus=n, **here)['total_gib']:.1f}" for n in numbers)
+            )
+        content.append((recipe, objective, *cells))
+    head = (f"stage {stage}" + (f", offload {what}" if what != "none" else "") for stage, what in places)
+    return [*lines, *table(2, ("recipe", "objective", *head), content), *formulas(derived)]
+
+
+def throughput_section(found: Sequence[Row], folder: Path) -> list[str]:
+    """Tokens/s and MFU of each run measured, and the method's lead over each rival beside the FLOPs' promise."""
+    measured = comparisons.groups(found, "throughput")
+    plots.tokens_per_second(measured, folder / "throughput.png")
+    lines = ["## Throughput", "", "Measured in turn within one run; medians of n turns, quartiles in brackets.", ""]
+    for shared, members in measured:
+        lines += [f"**{shared['recipe']}**, {_conditions(shared)}", ""]
+        lines += table(
+            1,
+            ("objective", "tokens/s", "n", "MFU vendor", "MFU measured", "peak GiB", "simulated GiB", "stands for it"),
+            (_speed_cells(row) for row in members),
+        )
+        absent = [each for each in (*METHODS, *cases.rivals(shared["recipe"])) if not _has(members, each)]
+        if absent:
+            lines += [f"Not measured here: {', '.join(absent)}.", ""]
+    lines += [*formulas(rows.select(found, "throughput")), "![Tokens per second](throughput.png)", ""]
+    return [*lines, *_leads(rows.select(found, "speed"))]
+
+
+def _has(members: Sequence[Row], objective: str) -> bool:
+    return any(row["objective"] == objective for row in members)
+
+
+def _conditions(shared: Row) -> str:
+    return (
+        f"{shared['micro_batch_rows']} rows of {shared['sequence_length']} a process, vocabulary "
+        f"{length(shared['vocab_size'])}, ZeRO-{shared['zero_stage']}, "
+        f"{'compiled' if shared['compiled'] else 'not compiled'}, {machine(shared)}"
+    )
+
+
+def _speed_cells(row: Row) -> tuple[object, ...]:
+    simulated, peak, vendor = row["simulated_memory_gib"], row["peak_memory_gib"], row["mfu_vendor"]
+    speed, low, high = (f"{row[f'tokens_per_second{end}']:,.0f}" for end in ("", "_low", "_high"))
+    return (
+        row["objective"],
+        f"{speed} ({low} to {high})",
+        row["n"],
+        f"{percent(vendor)} of {row['vendor_peak_tflops']:,.0f} TFLOP/s" if vendor else "none",
+        f"{percent(row['mfu_measured'])} of {row['measured_peak_tflops']:,.3g} TFLOP/s",
+        f"{peak:.3f}",
+        "not simulated" if simulated is None else f"{simulated:.3f} ({percent(simulated / peak - 1)})",
+        row["stand_in"] or "",
+    )
+
+
+def _leads(speeds: Sequence[Row]) -> list[str]:
+    if not speeds:
+        return ["### Lead over each rival", "", "No method was measured beside a rival in one run.", ""]
+    lines = ["### Lead over each rival", ""]
+    lines += table(
+        3,
+        ("recipe, machine", "method", "rival", "tokens/s ratio", "FLOPs ratio", "difference", "n"),
+        (
+            (
+                f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, {machine(row)}",
+                row["method"],
+                row["rival"],
+                f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+                f"{row['flops_ratio']:.3f}",
+                percent(row["difference"]),
+                row["n"],
+            )
+            for row in speeds
+        ),
+    )
+    lines += formulas(speeds)
+    apart = [f"- {_what_eats(row)}" for row in speeds if not row["agrees"]]
+    if not apart:
+        return [*lines, f"All within {percent(comparisons.AGREEMENT)} of the FLOPs' ratio.", ""]
+    return [
+        *lines,
+        f"More than {percent(comparisons.AGREEMENT)} from the FLOPs' ratio, and what eats it:",
+        "",
+        *apart,
+        "",
+    ]
+
+
+def _what_eats(row: Row) -> str:
+    """One sentence on a lead that is not the FLOPs' ratio, from the seconds of the step's parts."""
+    (ours, theirs), (our_rate, their_rate) = row["update_seconds"], row["rate_tflops"]
+    return (
+        f"{row['recipe']} on {machine(row)}, {row['method']} against {row['rival']}: {row['ratio']:.3f} measured, "
+        f"{row['flops_ratio']:.3f} by FLOPs. The update of the weights takes {1e3 * ours:.0f} ms against "
+        f"{1e3 * theirs:.0f} ms; the rest of the step runs at {our_rate:.3g} against {their_rate:.3g} TFLOP/s."
+    )

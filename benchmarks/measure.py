@@ -1,0 +1,168 @@
+"""Tokens per second, MFU and peak memory of training steps, method and rivals in turn within one run.
+
+Turns go A B C A B C ..., so that a machine that slows down slows all of them alike; the first turns warm up and are
+dropped. What is timed is the whole step of a run, from the rows of the corpus to the metrics, one update of one
+micro-batch a process, with the device awaited at each part's end. The peak is a matrix product measured between the
+turns of the same run, beside the vendor's figure.
+
+    deepspeed --module benchmarks.measure [base/frozen base/joint_shallow ...] [--deepspeed ds_configs/zero1.json]
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from benchmarks import cases, contestant, rows
+from benchmarks.cases import Case
+from benchmarks.contestant import PARTS, Contestant
+from benchmarks.live_memory import allocator_change, allocator_peak
+from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
+from benchmarks.rows import Row
+from benchmarks.simulate import simulate
+from fast_electra import deepspeed_config, flops, parallel
+from fast_electra.encoder import attention_kernel
+
+FORMULA = (
+    "tokens/s: B x T of all processes / seconds of one update, the median of n turns (low, high: quartiles); "
+    "MFU = FLOPs a token x tokens/s / peak, FLOPs without recomputation, backward = 2 x forward; peak memory: bytes "
+    "the allocator handed out for this objective's model, optimizer and step, on the first process"
+)
+WARM_UP = 2
+
+
+def measure(wanted: Sequence[Case], settings: dict[str, Any], turns: int, steps: int, corpus: str = "") -> list[Row]:
+    """A row for each case, timed in turn over `turns` turns of `steps` updates each. All processes take part."""
+    parallel.start()
+    peaks = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(parallel.from_rank_zero(scratch))
+        contestants = [_ready(case, settings, folder, corpus) for case in wanted]
+        for turn in range(turns):
+            peaks.append(_matrix_product_flops())
+            for each in contestants:
+                each.turn(steps)
+                speed = each.tokens_per_step / each.seconds[-1]
+                _tell(f"turn {turn + 1}/{turns}  {each.case.name:<44} {speed:>10,.0f} tokens/s")
+        parallel.barrier()
+    made = [_row(each, settings, median(peaks)) for each in contestants]
+    for each in contestants:
+        each.close()
+    return made
+
+
+def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str) -> Contestant:
+    """The case built, warmed up, and its memory measured."""
+    built: list[Contestant] = []
+
+    def build_and_warm_up() -> None:
+        built.append(contestant.build(case, settings, scratch, corpus))
+        for _ in range(WARM_UP):
+            built[0].train_step()
+        gc.collect()
+
+    static = allocator_change(build_and_warm_up, parallel.device())
+    each = built[0]
+    each.peak_bytes = static + allocator_peak(lambda: each.train_step(), parallel.device())
+    _tell(f"ready {case.name:<40} {each.peak_bytes / 2**30:>10.2f} GiB")
+    return each
+
+
+def _matrix_product_flops() -> float:
+    """The bf16 matrix-product rate of all processes together, measured in all at once, FLOP/s."""
+    parallel.barrier()
+    mine = flops.measured_matmul_flops_per_second(parallel.device(), torch.bfloat16)
+    total = torch.tensor(mine, dtype=torch.float64, device=parallel.device())
+    return float(parallel.sum_over_processes(total))
+
+
+def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Row:
+    speeds = [each.tokens_per_step / seconds for seconds in each.seconds]
+    low, _, high = quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
+    speed, flops_per_token = median(speeds), each.run.flops_per_token
+    on_gpu = parallel.device().type == "cuda"
+    vendor = flops.vendor_peak(torch.cuda.get_device_name(), torch.bfloat16) if on_gpu else None
+    vendor = vendor * parallel.world_size() if vendor else None
+    return {
+        "kind": "throughput",
+        **each.case.fields,
+        "micro_batch_rows": each.run.engine.train_micro_batch_size_per_gpu(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "zero_stage": deepspeed_config.zero_stage(settings),
+        "num_processes": parallel.world_size(),
+        "compiled": each.run.config.run.compile,
+        "stand_in": cases.STAND_INS.get(each.case.objective),
+        "tokens_per_second": speed,
+        "tokens_per_second_low": low,
+        "tokens_per_second_high": high,
+        "tokens_per_second_all": speeds,
+        "seconds_by_part": {name: median(part[name] for part in each.parts) for name in PARTS},
+        "flops_per_token": flops_per_token,
+        "vendor_peak_tflops": vendor / 1e12 if vendor else None,
+        "measured_peak_tflops": measured_peak / 1e12,
+        "mfu_vendor": flops.mfu(flops_per_token, speed, vendor) if vendor else None,
+        "mfu_measured": flops.mfu(flops_per_token, speed, measured_peak),
+        # On the first process; offloaded parts of DeepSpeed's settings are not simulated.
+        "peak_memory_gib": each.peak_bytes / 2**30,
+        "simulated_memory_gib": _simulated_gib(each, settings),
+        "n": len(speeds),
+        "formula": FORMULA,
+    }
+
+
+def _simulated_gib(each: Contestant, settings: dict[str, Any]) -> float | None:
+    """The peak that a simulation of the same step expects: one micro-batch an update, DeepSpeed's buffer added.
+
+    None for an objective that is not simulated.
+    """
+    if each.case.objective not in cases.SIMULATED_OBJECTIVES:
+        return None
+    kernel = attention_kernel(each.run.config.encoder, each.case.sequence_length, parallel.device())
+    bucket = settings.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
+    expected = simulate(each.case, kernel, accumulating=False)
+    stage = deepspeed_config.zero_stage(settings)
+    return float(per_gpu(expected, stage, parallel.world_size(), bucket=int(bucket))["total_gib"])
+
+
+def _tell(line: str) -> None:
+    if parallel.rank() == 0:
+        print(line, flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure the cases named, or the report's for this device, and keep their rows; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help="recipe/objective[/sequence_length[/vocab_size[/masked/micro_rows]]]")
+    parser.add_argument("--deepspeed", default="ds_configs/zero1.json", help="DeepSpeed's JSON")
+    parser.add_argument("--turns", type=int, default=7, help="turns of each case")
+    parser.add_argument("--steps", type=int, default=1, help="updates a turn")
+    parser.add_argument("--corpus", default="", help="a prepared corpus; none: random words")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the rows")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    try:
+        settings = deepspeed_config.read(given.deepspeed)
+        contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
+        for contest in contests:
+            measured = measure(contest, settings, given.turns, given.steps, given.corpus)
+            if parallel.rank() == 0:
+                rows.keep(given.output / "measured.jsonl", measured)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _device_type() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

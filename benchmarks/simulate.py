@@ -1,0 +1,100 @@
+"""Peak memory of one full-size training step of every objective, without a GPU: the step runs on fake tensors.
+
+Fake tensors have a shape, a type and a storage size but no contents, so that a model of 1.5 billion weights takes a
+step (benchmarks/step.py) on a laptop, operation by operation, through the objective's own code. The moment measured is
+the second micro-batch of an update, which decides what fits: the gradients of the first are there. It is the step of
+one process without DeepSpeed's buffers; `per_gpu` adds those and divides by the ZeRO stage.
+
+    python -m benchmarks.simulate [base/frozen large/joint_shallow ...] [--output runs/bench]
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from tqdm import tqdm
+
+from benchmarks import cases, rows, step
+from benchmarks.cases import Case
+from benchmarks.live_memory import LiveMemory
+from benchmarks.rows import Row
+
+FORMULA = (
+    "most bytes of live tensors at any operation of one process's second micro-batch of an update and of the update "
+    "itself: bf16 weights and gradients (2 + 2 bytes a weight), float32 weights and two Adam moments (12), the "
+    "auxiliary model in bf16, activations, temporary"
+)
+
+
+def simulate(case: Case, attention: str = "sdpa", accumulating: bool = True) -> Row:
+    """The peak of the case's step, by kind of memory, in bytes; raises ValueError for a head on all positions.
+
+    `attention` is what transformers calls the kernel; `accumulating`: gradients of an earlier micro-batch are there.
+    """
+    if case.objective not in cases.SIMULATED_OBJECTIVES:
+        known = ", ".join(cases.SIMULATED_OBJECTIVES)
+        raise ValueError(f"case {case.name!r}: an objective with two engines is not simulated; take one of {known}")
+    if case.head != "masked":
+        raise ValueError(f"case {case.name!r}: training runs the LM head on masked positions only; simulate that")
+    start = time.perf_counter()
+    with FakeTensorMode():
+        memory = LiveMemory()
+        module = step.run(case, torch.device("cpu"), memory, attention, accumulating)
+        num_weights = sum(parameter.numel() for parameter in module.parameters())
+    peak = memory.peak()
+    return {
+        "kind": "memory",
+        **case.fields,
+        "micro_batch_rows": cases.config(case).run.micro_batch_rows,
+        "num_processes": 1,
+        "zero_stage": 0,
+        "trained_weights": num_weights,
+        "peak_memory_gib": sum(peak.values()) / 2**30,
+        "peak_bytes": peak,
+        "backward_bytes": memory.peaks["backward"],
+        "update_bytes": memory.peaks["update"],
+        "seconds": time.perf_counter() - start,
+        "n": 1,
+        "formula": FORMULA,
+    }
+
+
+def simulate_all(wanted: Sequence[Case], path: Path) -> list[Row]:
+    """The rows of these cases: those kept at `path` as far as neither case nor code has changed, the others anew."""
+    kept = {row["key"]: row for row in (rows.read(path) if path.exists() else [])}
+    keys = [rows.key("memory", case) for case in wanted]
+    missing = [(case, key) for case, key in zip(wanted, keys, strict=True) if key not in kept]
+    bar = tqdm(missing, desc="simulated", unit="case", disable=not missing, dynamic_ncols=True)
+    for case, key in bar:
+        bar.set_postfix_str(case.name)
+        kept[key] = {"key": key, **simulate(case), **rows.provenance("memory")}
+        rows.write(path, kept.values())
+    current = [kept[key] for key in keys]
+    rows.write(path, current)
+    return current
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Simulate the cases named, or the report's; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help="recipe/objective[/sequence_length[/vocab_size]]; none: the report's")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the kept rows")
+    given = parser.parse_args(arguments)
+    try:
+        wanted = [cases.parse(name) for name in given.cases] or cases.SIMULATED
+        found = simulate_all(wanted, given.output / "simulated.jsonl")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in found:
+        name = f"{row['recipe']}/{row['objective']}/{row['sequence_length']}/{row['vocab_size']}"
+        print(f"{name:<40} {row['micro_batch_rows']:>4} rows {row['peak_memory_gib']:8.2f} GiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

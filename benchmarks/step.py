@@ -1,0 +1,136 @@
+"""One training step of a case in plain torch, on fake or real tensors, with every tensor's bytes counted.
+
+It is what one process does under DeepSpeed, without the engine: bf16 weights and gradients, the objective's own
+inputs and module, float32 weights with two Adam moments.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from benchmarks import cases
+from benchmarks.cases import Case
+from benchmarks.live_memory import LiveMemory
+from fast_electra import joint, objectives
+from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm, draw
+from fast_electra.batches import MaskedBatch
+from fast_electra.config import Config
+from fast_electra.objectives import Objective
+
+
+def torch_uniforms(batch: MaskedBatch, seed: int) -> Tensor:
+    """Uniforms (B, N) of torch's own: hashes made on the host need real row numbers, which a fake batch lacks."""
+    return torch.rand(batch.positions.shape, device=batch.positions.device)
+
+
+class TorchUniforms(Auxiliary):
+    """Samples at torch's own uniforms."""
+
+    def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
+        """A token (B, N) for each masked position."""
+        uniforms = torch_uniforms(batch, self.seed)
+        return torch.cat([draw(logits, temperature, uniforms[rows]) for rows, logits in self.logits(batch)])
+
+
+class Given:
+    """Replacements that come with the batch, as replacement paths and fixed statistics give them: any words."""
+
+    def __init__(self, vocab_size: int, pad_id: int) -> None:
+        self.vocab_size, self.pad_id = vocab_size, pad_id
+
+    def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
+        """A word (B, N) for each masked position; the temperature changes nothing."""
+        return torch.randint_like(batch.positions, self.vocab_size)
+
+
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Inside, stock models are built without drawing their weights, which fake tensors cannot do; ties are made."""
+    with mock.patch.object(PreTrainedModel, "initialize_weights", lambda self: None):
+        yield
+
+
+def build(case: Case, device: torch.device, attention: str = "sdpa") -> tuple[Objective, nn.Module, nn.Module | None]:
+    """The case's objective, the module that is trained and the frozen auxiliary model if there is one."""
+    words, settings = cases.tokenizer(case.vocab_size), cases.config(case)
+    settings = _without_attention_dropout(settings) if device.type == "cpu" else settings
+    shape, generator_shape = cases.shapes(case, settings)
+    frozen: nn.Module | None = None
+    objective: Objective
+    with torch.device(device):
+        if case.objective == "mlm":
+            objective = objectives.Mlm(words.mask_token_id)
+        elif case.objective in joint.SHARE:
+            objective = joint.Joint(settings, words)
+        elif generator_shape is None:
+            objective = objectives.Frozen(Given(case.vocab_size, words.pad_token_id), None, settings.data.mask_rate)
+        else:
+            model = build_masked_lm(generator_shape, attention, torch.bfloat16)
+            frozen = MaskedLM(model).eval().requires_grad_(False)
+            auxiliary = TorchUniforms(frozen, words, settings.seed)
+            objective = objectives.Frozen(auxiliary, settings.temperature, settings.data.mask_rate)
+        module = objective.module(shape, attention, torch.bfloat16).train()
+    return objective, module, frozen
+
+
+def _without_attention_dropout(settings: Config) -> Config:
+    """A GPU's fused attention keeps no mask of its dropout; a CPU has no fused kernel with dropout to stand for it."""
+    main, generator = settings.encoder, settings.auxiliary_model
+    return replace(
+        settings,
+        encoder=replace(main, attention_dropout=0.0),
+        auxiliary_model=replace(generator, encoder=replace(generator.encoder, attention_dropout=0.0)),
+    )
+
+
+def batch(case: Case, device: torch.device) -> MaskedBatch:
+    """A micro-batch of random words."""
+    settings = cases.config(case)
+    num_rows, data = settings.run.micro_batch_rows, settings.data
+    with torch.device(device):
+        input_ids = torch.randint(len(cases.SPECIAL), case.vocab_size, (num_rows, data.sequence_length))
+        positions = torch.arange(1, data.num_masked + 1).repeat(num_rows, 1)
+        return MaskedBatch(input_ids, positions, torch.arange(num_rows))
+
+
+def run(
+    case: Case, device: torch.device, memory: LiveMemory, attention: str = "sdpa", accumulating: bool = True
+) -> nn.Module:
+    """A micro-batch and the update after it; `memory` has the peaks of both. Returns the module that is trained.
+
+    `accumulating`: gradients of an earlier micro-batch of the same update are there.
+    """
+    with empty_weights():
+        objective, module, frozen = build(case, device, attention)
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    masters = [weight.detach().float() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=1e-4, fused=True)
+    for weight, master in zip(weights, masters, strict=True):
+        weight.grad = torch.zeros_like(weight) if accumulating else None
+        master.grad = torch.zeros_like(master)
+    optimizer.step()
+    optimizer.zero_grad()
+    rows = batch(case, device)
+    memory.hold(module.state_dict().values(), "parameters")
+    memory.hold(frozen.state_dict().values() if frozen is not None else [], "auxiliary")
+    memory.hold([*masters, *(moment for state in optimizer.state.values() for moment in state.values())], "optimizer")
+    memory.hold(rows, "activations")
+    memory.watch_gradients(module)
+    with memory:
+        with memory.phase("backward", "activations"), mock.patch.object(joint, "uniforms", torch_uniforms):
+            loss = module(*objective.inputs(rows, 0.5))[0]
+        with memory.phase("backward", "temporary"):
+            loss.backward()
+        with memory.phase("update", "temporary"):
+            for weight, master in zip(weights, masters, strict=True):
+                assert weight.grad is not None
+                master.grad = weight.grad.float()
+            optimizer.step()
+            for weight, master in zip(weights, masters, strict=True):
+                weight.detach().copy_(master)
+    return module

@@ -1,0 +1,417 @@
+"""The cost suite: cases, counted bytes, simulated and measured peaks, savings, totals, rows and the page."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import cases, comparisons, costs, rows, step  # noqa: E402
+from benchmarks import report as reports  # noqa: E402
+from benchmarks.cases import Case  # noqa: E402
+from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak  # noqa: E402
+from benchmarks.per_gpu import per_gpu  # noqa: E402
+from benchmarks.simulate import simulate, simulate_all  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = Case("demo", "frozen", 64, 512, "masked", 16)
+ORIGIN: dict[str, Any] = {
+    "code": "a1",
+    "commit": "c1",
+    "hardware": {"gpu": None, "cpu": "some", "cores": 2},
+    "libraries": {"torch": "2", "deepspeed": "0", "transformers": "5"},
+}
+
+
+# Cases.
+
+
+def test_a_case_is_found_by_its_name() -> None:
+    assert cases.parse("base/frozen") == Case("base", "frozen")
+    for case in (*cases.COUNTED, *cases.SIMULATED, TINY):
+        assert cases.parse(case.name) == case
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base/frozn", r"objective 'frozn' is no part .*did you mean 'frozen'"),
+        ("bass/frozen", r"recipe 'bass' is no part .*did you mean 'base'"),
+        ("base/frozen/512/32000/some", r"head 'some' is no part .*choose one of masked, all"),
+        ("base", r"case 'base': write recipe/objective"),
+        ("base/frozen/long", r"case 'base/frozen/long': .* whole numbers"),
+        ("base/frozen/512/5", r"vocab_size = 5: give more than the 5 special tokens"),
+    ],
+)
+def test_an_unknown_case_names_the_nearest_known(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cases.parse(name)
+
+
+def test_method_and_rivals_share_the_discriminator() -> None:
+    for recipe in cases.RECIPES:
+        for objective in (*cases.METHODS, *cases.rivals(recipe)):
+            ours, theirs = (cases.shapes(Case(recipe, name))[0] for name in ("frozen", objective))
+            assert ours.to_dict() == theirs.to_dict()
+
+
+def test_generators_have_the_shapes_of_their_papers() -> None:
+    def shape(recipe: str, objective: str) -> tuple[int, int]:
+        generator = cases.shapes(Case(recipe, objective))[1]
+        assert generator is not None
+        return generator.num_hidden_layers, generator.hidden_size
+
+    assert shape("electra_base", "joint") == (12, 256)
+    assert shape("electra_large", "joint") == (24, 256)
+    assert shape("base", "joint_gdes") == (6, 768)
+    for recipe in cases.RECIPES:
+        assert shape(recipe, "frozen") == shape(recipe, "joint_shallow")
+        assert cases.shapes(Case(recipe, "replay"))[1] is None
+
+
+def test_a_rival_that_the_encoder_cannot_have_is_refused() -> None:
+    assert "joint" not in cases.rivals("base")
+    with pytest.raises(ValueError, match="narrow generator cannot share"):
+        cases.config(Case("base", "joint"))
+
+
+# Bytes.
+
+
+def test_live_memory_counts_each_storage_once_until_it_is_gone() -> None:
+    memory = LiveMemory()
+    with memory, memory.phase("all", "activations"):
+        kept = torch.zeros(1000)
+        view = kept.view(10, 100)
+        assert memory.live["activations"] == 4000
+        passing = kept + 1
+        assert memory.live["activations"] == 8000
+        del passing, view
+        assert memory.live["activations"] == 4000
+        memory.hold([kept], "parameters")
+    assert memory.live["activations"] == 0
+    assert memory.live["parameters"] == 4000
+    assert sum(memory.peaks["all"].values()) == 8000
+
+
+def test_fake_and_real_steps_hold_the_same_bytes() -> None:
+    peaks = []
+    for fake in (True, False):
+        memory = LiveMemory()
+        if fake:
+            with FakeTensorMode():
+                step.run(TINY, CPU, memory)
+        else:
+            step.run(TINY, CPU, memory)
+        peaks.append(memory.peaks)
+    for phase, expected in peaks[1].items():
+        assert peaks[0][phase] == pytest.approx(expected, rel=0.01, abs=1000)
+
+
+def test_the_allocators_own_count_is_that_of_the_live_tensors() -> None:
+    module, rows_in = nn.Sequential(nn.Linear(256, 1024), nn.Tanh(), nn.Linear(1024, 8)), torch.randn(512, 256)
+    memory = LiveMemory()
+    memory.hold(module.parameters(), "parameters")
+    memory.hold([rows_in], "activations")
+    before = sum(memory.live.values())
+    with memory, memory.phase("step", "activations"):
+        module(rows_in).square().mean().backward()
+    module.zero_grad()
+    allocated = allocator_peak(lambda: module(rows_in).square().mean().backward(), CPU)
+    assert sum(memory.peak().values()) - before == pytest.approx(allocated, rel=0.02)
+
+
+def test_the_allocators_change_is_what_stays() -> None:
+    kept: list[torch.Tensor] = []
+    assert allocator_change(lambda: kept.append(torch.ones(100_000).exp()), CPU) == 400_000
+    assert allocator_peak(lambda: kept.append(torch.ones(100_000).exp()), CPU) == 800_000
+
+
+def test_the_peak_holds_every_weight_its_gradient_and_its_optimizer_state() -> None:
+    row = simulate(TINY)
+    assert row["peak_bytes"]["parameters"] == 2 * row["trained_weights"]
+    assert row["peak_bytes"]["gradients"] == 2 * row["trained_weights"]
+    assert row["peak_bytes"]["optimizer"] == pytest.approx(12 * row["trained_weights"], rel=1e-4)
+    assert row["peak_bytes"]["auxiliary"] > 0
+    assert row["update_bytes"]["temporary"] == 4 * row["trained_weights"]
+
+
+def test_a_joint_generator_costs_memory_that_a_frozen_one_does_not() -> None:
+    peaks = {name: simulate(replace(TINY, objective=name)) for name in ("replay", "frozen", "joint_shallow")}
+    assert peaks["joint_shallow"]["peak_bytes"]["optimizer"] > peaks["frozen"]["peak_bytes"]["optimizer"]
+    assert peaks["joint_shallow"]["peak_bytes"]["activations"] > peaks["frozen"]["peak_bytes"]["activations"]
+    extra = peaks["frozen"]["peak_memory_gib"] - peaks["replay"]["peak_memory_gib"]
+    assert extra * 2**30 == pytest.approx(peaks["frozen"]["peak_bytes"]["auxiliary"], rel=0.05)
+
+
+def test_what_cannot_be_simulated_is_refused() -> None:
+    with pytest.raises(ValueError, match="LM head on masked positions only"):
+        simulate(replace(TINY, head="all"))
+    with pytest.raises(ValueError, match="two engines is not simulated"):
+        simulate(replace(TINY, objective="joint_decoupled"))
+
+
+def test_simulated_rows_are_kept_until_case_or_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = tmp_path / "rows.jsonl", replace(TINY, objective="replay")
+    first = simulate_all([TINY], path)
+    assert simulate_all([TINY], path) == first
+    made = simulate_all([TINY, other], path)
+    assert made[0] == first[0]
+    monkeypatch.setitem(rows.SOURCES, "memory", ("benchmarks/step.py",))
+    again = simulate_all([TINY], path)
+    assert again[0]["key"] != first[0]["key"]
+    assert rows.read(path) == again
+
+
+def test_zero_splits_what_belongs_to_weights_and_nothing_else() -> None:
+    row = simulate(TINY)
+    one, many = per_gpu(row, 3, 1), per_gpu(row, 3, 64)
+    gathered = row["backward_bytes"]["parameters"]
+    assert many["bytes"]["optimizer"] == one["bytes"]["optimizer"] / 64
+    assert many["bytes"]["gradients"] == one["bytes"]["gradients"] / 64
+    assert many["bytes"]["parameters"] == one["bytes"]["parameters"] / 64 + gathered
+    assert many["bytes"]["activations"] == one["bytes"]["activations"]
+    assert many["bytes"]["auxiliary"] == one["bytes"]["auxiliary"]
+    assert per_gpu(row, 1, 64)["bytes"]["gradients"] == row["backward_bytes"]["gradients"]
+    offloaded = per_gpu(row, 3, 8, "optimizer and weights")
+    assert offloaded["bytes"]["optimizer"] == 0
+    assert offloaded["host_gib"] * 2**30 == pytest.approx(18 * row["trained_weights"] / 8)
+    with pytest.raises(ValueError, match="weights are offloaded at stage 3 only"):
+        per_gpu(row, 2, 8, "optimizer and weights")
+
+
+# FLOPs.
+
+
+@pytest.fixture(scope="module")
+def counted() -> list[rows.Row]:
+    wanted = [case for case in cases.COUNTED if case.recipe in ("electra_base", "base") and case.sequence_length == 512]
+    return costs.count_all(wanted)
+
+
+def test_parts_of_a_counted_row_sum_to_its_total(counted: list[rows.Row]) -> None:
+    for row in counted:
+        assert sum(part["flops_per_token"] for part in row["parts"]) == pytest.approx(row["flops_per_token"])
+
+
+def test_savings_of_the_rival_with_the_methods_own_generator_follow_from_r(counted: list[rows.Row]) -> None:
+    for row in rows.select(costs.savings(counted), "saving", rival="joint_shallow"):
+        assert row["saving"] == pytest.approx(row["saving_with_rivals_generator"])
+
+
+def test_the_needed_ratio_gives_the_claimed_saving() -> None:
+    for (what, method), claim in costs.CLAIMS.items():
+        if what == "flops":
+            for share in claim:
+                assert costs._saving(method, costs._needed_ratio(method, share)) == pytest.approx(share)
+
+
+def test_total_costs_meet_at_the_break_even(counted: list[rows.Row]) -> None:
+    for row in costs.total_costs(counted):
+        setting = {name: row[name] for name in ("recipe", "sequence_length", "vocab_size", "head")}
+        joint, frozen = (
+            rows.the(counted, "flops", objective=name, **setting)["flops_per_token"]
+            for name in (row["rival"], "frozen")
+        )
+        k = row["runs"][0]["break_even_k_frozen"]
+        assert frozen + k * row["auxiliary_training_flops_per_token"] == pytest.approx(joint)
+        if row["rival"] == "joint_shallow":
+            assert k == pytest.approx(2 / 3)
+        shares = [each["replay_to_rival"] for each in row["runs"]]
+        assert shares == sorted(shares, reverse=True)
+
+
+# Rows.
+
+
+def measured(objective: str, speed: float, flops: float, **changes: Any) -> rows.Row:
+    case = replace(TINY, recipe="base", sequence_length=512, vocab_size=32_000, micro_batch_rows=2)
+    return {
+        "kind": "throughput",
+        **case.fields,
+        "objective": objective,
+        "device": "cpu",
+        "threads": 2,
+        "num_processes": 1,
+        "zero_stage": 1,
+        "compiled": False,
+        "stand_in": None,
+        "tokens_per_second": speed,
+        "tokens_per_second_low": 0.9 * speed,
+        "tokens_per_second_high": 1.1 * speed,
+        "seconds_by_part": {"inputs": 0.1, "forward": 0.3, "backward": 0.5, "update": 0.1},
+        "flops_per_token": flops,
+        "measured_peak_tflops": 0.5,
+        "vendor_peak_tflops": None,
+        "mfu_vendor": None,
+        "mfu_measured": 0.3,
+        "peak_memory_gib": 2.0,
+        "simulated_memory_gib": 2.1,
+        "n": 5,
+        "formula": "a formula",
+        **ORIGIN,
+    } | changes
+
+
+def test_a_lead_is_compared_with_the_ratio_of_flops() -> None:
+    found = [measured("frozen", 130.0, 1e9), measured("joint_shallow", 100.0, 1.25e9)]
+    (row,) = comparisons.speeds(found)
+    assert row["ratio"] == pytest.approx(1.3)
+    assert row["difference"] == pytest.approx(1.3 / 1.25 - 1)
+    assert row["agrees"]
+    (slow,) = comparisons.speeds([measured("frozen", 100.0, 1e9), found[1]])
+    assert not slow["agrees"]
+
+
+def test_rows_of_other_machines_are_not_compared() -> None:
+    found = [measured("frozen", 130.0, 1e9), measured("joint_shallow", 100.0, 1.25e9, device="NVIDIA H200")]
+    assert comparisons.speeds(found) == []
+
+
+def test_mixed_code_versions_are_named() -> None:
+    with pytest.raises(ValueError, match=r"(?s)different versions.*code a1 \(commit c1\).*code b2 \(commit c2\)"):
+        rows.one_version([measured("frozen", 1, 1), measured("replay", 1, 1, code="b2", commit="c2")])
+
+
+def test_a_missing_row_and_a_double_one_are_named() -> None:
+    found = [measured("frozen", 1, 1)]
+    with pytest.raises(ValueError, match=r"no throughput row with objective=replay: run `make bench`"):
+        rows.the(found, "throughput", objective="replay")
+    with pytest.raises(ValueError, match=r"2 throughput rows with objective=frozen"):
+        rows.the(found * 2, "throughput", objective="frozen")
+    with pytest.raises(ValueError, match=r"two throughput rows of base/frozen"):
+        rows.distinct(found * 2)
+
+
+def test_a_measurement_made_again_takes_the_old_ones_place(tmp_path: Path) -> None:
+    path = tmp_path / "measured.jsonl"
+    rows.keep(path, [measured("frozen", 1.0, 1), measured("replay", 2.0, 1)])
+    rows.keep(path, [measured("frozen", 3.0, 1)])
+    assert sorted(row["tokens_per_second"] for row in rows.read(path)) == [2.0, 3.0]
+
+
+def test_a_damaged_file_of_rows_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(FileNotFoundError, match="is no file of result rows"):
+        rows.read(path)
+    path.write_text('{"kind": "flops"}\n{"kind": \n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2 is no JSON"):
+        rows.read(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl:1 is no result row"):
+        rows.read(path)
+
+
+# The page.
+
+
+def test_a_page_without_a_measured_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reports.main(["--output", str(tmp_path)]) == 2
+    assert "no measured row" in capsys.readouterr().err
+    assert reports.main(["--output", str(tmp_path), "--rows", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl is no file of result rows" in capsys.readouterr().err
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_a_page_of_mixed_code_versions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows.write(tmp_path / "measured.jsonl", [measured("frozen", 1, 1), measured("replay", 1, 1, code="b2")])
+    assert reports.main(["--output", str(tmp_path)]) == 2
+    assert "different versions of the code" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        fewer = [case for case in cases.COUNTED if case.recipe in ("electra_base", "base")]
+        patch.setattr(cases, "COUNTED", fewer)
+        patch.setattr(
+            cases, "SIMULATED", [replace(TINY, objective=name) for name in ("frozen", "replay", "joint_shallow")]
+        )
+        rows.write(
+            folder / "measured.jsonl", [measured("frozen", 130.0, 1e9), measured("joint_shallow", 100.0, 1.25e9)]
+        )
+        reports.write(reports.gather(folder, []), folder)
+    return folder
+
+
+def test_every_saving_on_the_page_is_in_the_rows(page: Path) -> None:
+    found, text = rows.read(page / "rows.jsonl"), (page / "report.md").read_text()
+    for kind in ("saving", "memory_saving"):
+        for row in rows.select(found, kind, rival="joint_shallow"):
+            assert f"{100 * row['saving']:.1f} %" in text
+    assert "1.300 (" in text
+    assert "not this checkout's" in text, "rows made with other code must be marked"
+
+
+def test_every_row_names_its_formula_and_n(page: Path) -> None:
+    for row in rows.read(page / "rows.jsonl"):
+        assert row["formula"]
+        assert row["n"] >= 1
+        assert row["code"]
+
+
+def test_every_picture_on_the_page_is_there(page: Path) -> None:
+    text = (page / "report.md").read_text()
+    pictures = [name.partition(")")[0] for name in text.split("](")[1:]]
+    assert len(pictures) == 4
+    assert all((page / name).stat().st_size > 5000 for name in pictures)
+
+
+def test_savings_outside_the_papers_range_are_explained(page: Path) -> None:
+    text = (page / "report.md").read_text()
+    assert "electra_base, frozen against joint: 4.3 %, below 20 to 30 %" in text
+    assert "with the rival's own, frozen, the saving would be" in text
+    assert "base, frozen against joint_gdes: 26.9 %, below" not in text
+
+
+def test_what_was_not_measured_is_said(page: Path) -> None:
+    assert "Not measured here: replay, joint_gdes." in (page / "report.md").read_text()
+
+
+# The clock, on the real path.
+
+
+def test_real_steps_under_deepspeed_hold_what_the_simulation_says(tmp_path: Path) -> None:
+    """Two objectives through DeepSpeed's engine: rows complete, measured and simulated peaks within 10 %.
+
+    On one core: threads that wait for each other on a busy machine take minutes for what takes seconds.
+    """
+    settings = json.loads((ROOT / "ds_configs/zero1.json").read_text())
+    settings["zero_optimization"]["reduce_bucket_size"] = 100_000  # the default 1 GB would hide all the rest
+    (tmp_path / "zero1.json").write_text(json.dumps(settings))
+    names = [replace(TINY, objective=name).name for name in ("frozen", "joint_shallow")]
+    command = [sys.executable, "-m", "benchmarks.measure", *names, "--turns=2", f"--output={tmp_path}"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, f"--deepspeed={tmp_path / 'zero1.json'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = rows.read(tmp_path / "measured.jsonl")
+    assert [row["objective"] for row in found] == ["frozen", "joint_shallow"]
+    for row in found:
+        assert row["simulated_memory_gib"] == pytest.approx(row["peak_memory_gib"], rel=0.10)
+        assert row["peak_memory_gib"] < 0.5
+        assert row["n"] == 2
+        assert row["mfu_measured"] == pytest.approx(
+            row["flops_per_token"] * row["tokens_per_second"] / (row["measured_peak_tflops"] * 1e12)
+        )
+        assert row["mfu_vendor"] is None
+        assert row["zero_stage"] == 1
+    assert len(comparisons.speeds(found)) == 1
