@@ -102,19 +102,21 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def build(case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "") -> Contestant:
+def build(case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "", micro_batches: int = 1) -> Contestant:
     """The case on this process's device under DeepSpeed's `settings`; `scratch` is a folder for models.
+
+    An update takes `micro_batches` micro-batches a process.
 
     Raises ValueError for an LM head on all positions, and where the corpus has another vocabulary.
     """
-    config = _config(case, scratch, corpus)
+    config = _config(case, scratch, corpus, micro_batches)
     batches = _batches(case, config)
     if config.auxiliary:
         setup_run.on_rank_zero(lambda: _write_auxiliary(case, batches, Path(config.auxiliary)))
     return Contestant(case, setup_run.build(config, settings, batches))
 
 
-def _config(case: Case, scratch: Path, corpus: str) -> Config:
+def _config(case: Case, scratch: Path, corpus: str, micro_batches: int) -> Config:
     config = cases.config(case)
     if case.head != "masked":
         raise ValueError(f"case {case.name!r}: training runs the LM head on masked positions only; measure that")
@@ -126,7 +128,7 @@ def _config(case: Case, scratch: Path, corpus: str) -> Config:
         auxiliary=str(scratch / auxiliary) if config.needs_auxiliary else "",
         auxiliary_gate=False,
         data=dataclasses.replace(config.data, held_out_rows=rows),
-        run=dataclasses.replace(config.run, batch_rows=rows * parallel.world_size(), steps=10**6),
+        run=dataclasses.replace(config.run, batch_rows=rows * micro_batches * parallel.world_size(), steps=10**6),
     )
 
 

@@ -85,7 +85,7 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
 
 def _places(values: dict[str, Any], config: Config) -> dict[str, str]:
     """Folders for what these settings write, inside the run's own; a JSON that names others is left as it is."""
-    places = {}
+    places: dict[str, str] = {}
     for name in ("csv_monitor", "tensorboard"):
         if values.get(name, {}).get("enabled"):
             places |= {f"{name}.output_path": f"{config.output}/monitor", f"{name}.job_name": config.recipe}

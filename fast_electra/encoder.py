@@ -37,15 +37,15 @@ def transformers_config(encoder: EncoderConfig, tokenizer: PreTrainedTokenizerBa
         "num_labels": 1,
     }
     if encoder.model_type == "modernbert":
-        return ModernBertConfig(
-            **common,
-            cls_token_id=tokenizer.cls_token_id,
-            sep_token_id=tokenizer.sep_token_id,
-            global_attn_every_n_layers=1,
-            attention_dropout=encoder.attention_dropout,
-            embedding_dropout=encoder.dropout,
-            mlp_dropout=encoder.dropout,
-        )
+        modern: dict[str, Any] = {
+            "cls_token_id": tokenizer.cls_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "global_attn_every_n_layers": 1,
+            "attention_dropout": encoder.attention_dropout,
+            "embedding_dropout": encoder.dropout,
+            "mlp_dropout": encoder.dropout,
+        }
+        return ModernBertConfig(**common, **modern)
     common |= {
         "hidden_dropout_prob": encoder.dropout,
         "attention_probs_dropout_prob": encoder.attention_dropout,

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import deepspeed
 import torch
@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from fast_electra import deepspeed_config
 
-Engine = deepspeed.DeepSpeedEngine
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
 
 def start() -> None:

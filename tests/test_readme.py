@@ -1,0 +1,81 @@
+"""The README's commands, run as they stand there; only their size is cut down, by options added at the end."""
+
+import json
+import lzma
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SMALL_RUN = """--run.steps=3 --run.batch_rows=8 --run.micro_batch_rows=8 --run.log_every=1 --data.held_out_rows=16
+    --auxiliary_gate=false --data.sequence_length=32 --encoder.num_layers=2 --encoder.hidden_size=32
+    --encoder.num_heads=2 --encoder.intermediate_size=48"""
+ADDED = {"prepare_corpus.py": "--vocab_size 800", "pretrain.py": SMALL_RUN}
+
+
+def commands(heading):
+    """The commands of the first code block below a heading."""
+    block = re.search(rf"## {heading}.*?```\n(.*?)```", README, re.DOTALL).group(1)
+    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def run(arguments, folder, timeout=300):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """An empty folder with the launchers and settings in it."""
+    for name in ("launchers", "ds_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_the_walk_through_leads_from_text_to_an_exported_discriminator(checkout, documents):
+    with lzma.open(checkout / "wiki.txt.xz", "wt", preset=0) as file:
+        file.write("\n\n".join(documents))
+    steps = commands("Your own text")
+    assert [Path(step[1]).name for step in steps] == ["prepare_corpus.py", "pretrain.py", "pretrain.py"]
+    for step in steps:
+        run([*step, *shlex.split(ADDED[Path(step[1]).name])], checkout)
+    assert (checkout / "runs" / "small" / "export" / "model.safetensors").exists()
+    assert json.loads((checkout / "runs" / "small" / "summary.json").read_text())["auxiliary"] == "runs/aux/export"
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for arguments in commands("Two commands"):
+        assert arguments[0] == "make"
+        assert re.search(rf"^{arguments[1]}:", makefile, re.MULTILINE)
+    assert "deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json" in makefile
+
+
+def test_ci_runs_the_readmes_test_command_and_nothing_else():
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if not line.startswith("#")]
+    assert lines[-1] == "exec make test"
+    assert len(lines) == 3
+
+
+def test_the_demo_learns_on_real_text(checkout):
+    """The promise of `make pretrain`: some hundred steps, AUC over .65, loss under the majority-class floor."""
+    command = "deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json"
+    page = run(shlex.split(command), checkout, timeout=1500)
+    summary = json.loads((checkout / "runs" / "demo" / "summary.json").read_text())
+    assert summary["roc_auc"] > 0.65
+    assert summary["loss"] < 0.97 * summary["floor"]
+    assert summary["auxiliary_top1"] > 1.5 * summary["most_frequent_share"]
+    loading = re.search(r"(    from transformers.*?\n    tokenizer.*?\n    model.*?\n)", page, re.DOTALL).group(1)
+    lines = "\n".join(line.strip() for line in loading.splitlines())
+    print(run([sys.executable, "-c", lines + "\nprint(type(model).__name__)"], checkout))
+    assert "was already done" in run(shlex.split(command), checkout)
