@@ -7,6 +7,7 @@ input is 12 bytes a document for the index, and at the very end 40 more while me
 import importlib.metadata
 import logging
 import platform
+import sys
 import time
 import warnings
 from array import array
@@ -83,7 +84,9 @@ class Preparation:
     def read(self, tally: Tally, title: str, progress: bool) -> Iterator[str]:
         """All documents, with a progress bar in bytes of the inputs as they are stored."""
         total = sum(one.size_bytes for one in self.inputs) if all(one.size_bytes for one in self.inputs) else None
-        with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar:
+        every = 0.1 if sys.stderr.isatty() else 10.0
+        shown = {"unit": "B", "unit_scale": True, "mininterval": every, "disable": not progress}
+        with tqdm(total=total, desc=title, **shown) as bar:
             for source in self.sources:
                 for document in read_documents(source, key=self.text_key, tally=tally):
                     yield document

@@ -5,6 +5,7 @@ that tokens/s is that of training.
 """
 
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class Progress:
             unit="step",
             disable=not self.speaks,
             dynamic_ncols=True,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,
         )
 
     def add(self, counts: Tensor) -> None:
