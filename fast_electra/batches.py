@@ -80,7 +80,10 @@ class Batches:
         return self.masked(keys[first : first + count])
 
     def row_keys(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The key, pass * num_rows + row, of each sample: each pass over a corpus has an order and masks of its own."""
+        """The key, draw * num_rows + row, of each sample: each pass over a corpus has an order of its own.
+
+        Its masks are of draw number pass, modulo `data.num_draws` where that is not 0.
+        """
         turn = samples % _PERIOD
         which = self.turns[turn]
         per_period = np.bincount(self.turns, minlength=len(self.corpora))
@@ -91,7 +94,8 @@ class Batches:
             mine = which == c
             epoch = nth[mine] // size
             row = permute(self.seed + c, epoch, nth[mine] % size, int(size))
-            keys[mine] = epoch * self.num_rows + self.offsets[c] + row
+            draw = epoch % self.data.num_draws if self.data.num_draws else epoch
+            keys[mine] = draw * self.num_rows + self.offsets[c] + row
         return keys
 
     def masked(self, keys: NDArray[np.int64]) -> MaskedBatch:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 OBJECTIVES = (
-    *("frozen", "two_stage", "unigram", "random"),
+    *("frozen", "replay", "two_stage", "unigram", "random"),
     *("joint", "joint_shallow", "joint_gdes", "joint_decoupled"),
     "mlm",
 )
@@ -27,25 +27,27 @@ def require(condition: bool, name: str, value: Any, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Rows and masks. `vocab_size` is used only when a tokenizer is trained for the built-in documentation."""
+    """Rows and masks. `vocab_size` is used only when a tokenizer is trained for the built-in documentation.
+
+    `num_draws` masks are drawn for a row, one for each pass over the corpus, before they come round again; 0 for new
+    ones in every pass, or, with the objective `replay`, as many as are stored.
+    """
 
     sequence_length: int = 512
     mask_rate: float = 0.15
     held_out_rows: int = 512
     vocab_size: int = 32_000
     verify: bool = True
+    num_draws: int = 0
 
     def __post_init__(self) -> None:
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "give at least 8 tokens a row")
         require(0 < self.mask_rate < 1, "data.mask_rate", self.mask_rate, "give a share between 0 and 1, such as 0.15")
-        require(
-            1 <= self.num_masked <= self.sequence_length // 2,
-            "data.mask_rate",
-            self.mask_rate,
-            f"it masks {self.num_masked} of {self.sequence_length} tokens a row; give a rate that masks at least one "
-            "token and at most half of them",
-        )
+        masks = f"it masks {self.num_masked} of {self.sequence_length} tokens a row"
+        remedy = f"{masks}; give a rate that masks at least one token and at most half of them"
+        require(1 <= self.num_masked <= self.sequence_length // 2, "data.mask_rate", self.mask_rate, remedy)
         require(self.held_out_rows >= 1, "data.held_out_rows", self.held_out_rows, "hold out at least one row")
+        require(self.num_draws >= 0, "data.num_draws", self.num_draws, "give 0, new masks in every pass, or more")
 
     @property
     def num_masked(self) -> int:
@@ -187,7 +189,8 @@ class Config:
 
     `corpus` is a folder made by launchers/prepare_corpus.py or a Megatron prefix, or several with weights
     (`data/wiki=0.7,data/books=0.3`); empty for the built-in documentation. `auxiliary` is a folder or hub name of a
-    masked LM; empty to train one first.
+    masked LM; empty to train one first. `replacements` is a folder made by launchers/precompute_replacements.py, which
+    the objective `replay` reads instead.
     """
 
     recipe: str = "demo"
@@ -197,6 +200,7 @@ class Config:
     tokenizer: str = ""
     auxiliary: str = ""
     auxiliary_gate: bool = True
+    replacements: str = ""
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -209,18 +213,15 @@ class Config:
     def __post_init__(self) -> None:
         require(self.objective in OBJECTIVES, "objective", self.objective, f"choose one of {OBJECTIVES}")
         require(bool(self.output), "output", self.output, "name a folder for the run")
-        require(
-            self.data.sequence_length <= self.encoder.max_positions,
-            "data.sequence_length",
-            self.data.sequence_length,
-            f"the encoder has {self.encoder.max_positions} positions; raise encoder.max_positions or shorten the rows",
-        )
-        require(
-            self.needs_auxiliary or not self.auxiliary,
-            "auxiliary",
-            self.auxiliary,
-            f"objective {self.objective!r} uses no existing masked LM; leave it out, or choose frozen",
-        )
+        length, longest = self.data.sequence_length, self.encoder.max_positions
+        remedy = f"the encoder has {longest} positions; raise encoder.max_positions or shorten the rows"
+        require(length <= longest, "data.sequence_length", length, remedy)
+        remedy = f"objective {self.objective!r} uses no existing masked LM; leave it out, or choose frozen"
+        require(self.needs_auxiliary or not self.auxiliary, "auxiliary", self.auxiliary, remedy)
+        remedy = f"objective {self.objective!r} reads no replacement paths; leave it out, or choose replay"
+        if self.objective == "replay":
+            remedy = "objective 'replay' reads replacement paths; name a folder that precompute_replacements.py made"
+        require((self.objective == "replay") == bool(self.replacements), "replacements", self.replacements, remedy)
         self._require_generator()
         require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
         _ = self.corpora

@@ -13,7 +13,7 @@ not there. `building.json` says for what they are; `manifest.json` takes its pla
 agree. Reading a row costs one offset and one contiguous span of a memory map. 256
 rows of 77 positions, spread over 200 shards, took 1.1 ms on one core.
 
-There are at most 512 shards (or shards of 4,096 rows): a kill loses little, and a process can keep all maps open within
+There are at most 512 shards (or shards of 256 rows): a kill loses little, and a process can keep all maps open within
 the usual 1,024 file descriptors. A shard is hashed, once a process, before its first row is used.
 """
 
@@ -77,8 +77,8 @@ class Provenance:
 
 
 def default_rows_per_shard(num_keys: int) -> int:
-    """At most 512 shards, so that all can be mapped at once, of at least 4,096 rows."""
-    return max(4096, -(-num_keys // 512))
+    """At most 512 shards, so that all can be mapped at once, of at least 256 rows."""
+    return max(256, -(-num_keys // 512))
 
 
 def begin(folder: Path, provenance: Provenance) -> list[int]:

@@ -4,15 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fast_electra import auxiliary, deepspeed_config, documentation, flops, objectives, optim, parallel, run_folder
+from fast_electra import (
+    auxiliary,
+    deepspeed_config,
+    documentation,
+    flops,
+    objectives,
+    optim,
+    parallel,
+    replay,
+    run_folder,
+)
 from fast_electra import corpus as corpora
 from fast_electra.batches import Batches
 from fast_electra.checkpoint import START, Position
@@ -74,8 +84,18 @@ def open_batches(config: Config) -> Batches:
                 "prepare both with the same one (prepare_corpus.py --tokenizer)"
             )
     if config.data.verify:
-        on_rank_zero(lambda: [each.verify() for each, _ in opened])
-    return Batches(opened, config.data, config.seed)
+        on_rank_zero(lambda: _verify([each for each, _ in opened]))
+    data = config.data
+    if config.objective == "replay":
+        folder = Path(config.replacements)
+        on_rank_zero(lambda: replay.with_stored_draws(data, folder))
+        data = replay.with_stored_draws(data, folder)
+    return Batches(opened, data, config.seed)
+
+
+def _verify(opened: list[corpora.Corpus]) -> None:
+    for each in opened:
+        each.verify()
 
 
 def documentation_corpus(config: Config) -> str:
@@ -169,6 +189,8 @@ def _objective(
         case "joint" | "joint_shallow" | "joint_gdes":
             joint = Joint(config, tokenizer)
             return joint, joint.generator_shape, {}
+        case "replay":
+            return _replay(config, tokenizer, batches)
         case _:
             return _frozen(config, tokenizer, batches)
 
@@ -185,6 +207,15 @@ def _frozen(
     config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
 ) -> tuple[Objective, PreTrainedConfig, dict[str, Any]]:
     """The objective on an auxiliary model that has passed the gate."""
+    frozen, model, facts = open_auxiliary(config, tokenizer, batches)
+    schedule = TemperatureConfig("constant", initial=1.0) if config.objective == "two_stage" else config.temperature
+    return objectives.Frozen(frozen, schedule, config.data.mask_rate), model.config, facts
+
+
+def open_auxiliary(
+    config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
+) -> tuple[auxiliary.Auxiliary, PreTrainedModel, dict[str, Any]]:
+    """The auxiliary model in its engine, the stock model in it, and what the gate, which it has passed, measured."""
     model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, torch.bfloat16)
     engine = parallel.inference_engine(auxiliary.MaskedLM(model), torch.bfloat16)
     frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)
@@ -193,5 +224,20 @@ def _frozen(
     if config.auxiliary_gate:
         auxiliary.gate(config.auxiliary, accuracy, most_frequent, total)
     facts = {"auxiliary": config.auxiliary, "auxiliary_top1": accuracy, "most_frequent_share": most_frequent}
-    schedule = TemperatureConfig("constant", initial=1.0) if config.objective == "two_stage" else config.temperature
-    return objectives.Frozen(frozen, schedule, config.data.mask_rate), model.config, facts
+    return frozen, model, facts
+
+
+def _replay(
+    config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
+) -> tuple[Objective, PreTrainedConfig | None, dict[str, Any]]:
+    """The objective on replacement paths that are those of the run's rows; every byte of them verified first."""
+
+    def check() -> None:
+        store = replay.open_store(config, batches)
+        if config.data.verify:
+            store.verify()
+
+    on_rank_zero(check)
+    store = replay.open_store(config, batches)
+    pad_id = cast(int, tokenizer.pad_token_id)
+    return replay.Replay(store, pad_id, config.temperature, config.data.mask_rate), None, replay.facts(store)

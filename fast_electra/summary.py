@@ -30,7 +30,7 @@ def stopped(result: dict[str, Any]) -> str:
 
 
 def _discriminator(summary: dict[str, Any]) -> list[str]:
-    drawn = "held-out rows, T = 1" if "auxiliary" in summary or "generator" in summary else "held-out rows"
+    drawn = "held-out rows, T = 1" if summary.keys() & {"auxiliary", "generator", "replacements"} else "held-out rows"
     lines = [
         f"  learned      loss {summary['loss']:.4f} against {summary['floor']:.4f} of the majority-class floor; "
         f"ROC-AUC {summary['roc_auc']:.3f} ({drawn})"
@@ -39,6 +39,12 @@ def _discriminator(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"  auxiliary    {summary['auxiliary']}: predicts {summary['auxiliary_top1']:.1%} of masked tokens "
             f"(the most frequent token: {summary['most_frequent_share']:.1%})"
+        )
+    if "replacements" in summary:
+        low, high = summary["replacement_temperatures"]
+        lines.append(
+            f"  replayed     {summary['replacements']}: {summary['replacement_draws']} draws a row, T from {low:g} to "
+            f"{high:g}; no auxiliary model was loaded"
         )
     if "temperature_start" in summary:
         start, end = summary["temperature_start"], summary["temperature_end"]

@@ -11,7 +11,7 @@ _FLOW = """
     temperature encoder auxiliary gumbel replacements replacement_codec replacement_store
     discriminator metrics statistic objectives joint decoupled replay
     optim model_flops paper_flops flops deepspeed_config run_folder command_line summary
-    parallel checkpoint export setup_run progress pretrain
+    parallel checkpoint export setup_run precompute progress pretrain
 """
 FLOW = _FLOW.split()
 EDGE = {"parallel", "checkpoint"}

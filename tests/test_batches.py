@@ -114,3 +114,14 @@ def test_a_corpus_with_fewer_rows_than_are_held_out_is_refused():
 def test_a_sample_far_into_the_run_is_as_near_as_the_first(batches):
     batch = batches.training(10**9, 4)
     assert (batch.rows // 300 == 10**9 // 280).all()
+
+
+def test_with_a_number_of_draws_the_masks_come_round_again_but_not_the_order():
+    data = DataConfig(sequence_length=LENGTH, held_out_rows=20, num_draws=2)
+    batches = Batches([(corpus(15 * 300 + 7), 1.0)], data, seed=0)
+    passes = [batches.training(280 * number, 280) for number in range(3)]
+    assert [(each.rows // 300).unique().tolist() for each in passes] == [[0], [1], [0]]
+    assert not torch.equal(passes[0].rows, passes[2].rows)
+    in_order = [each.positions[each.rows.argsort()] for each in passes]
+    assert torch.equal(in_order[0], in_order[2])
+    assert not torch.equal(in_order[0], in_order[1])

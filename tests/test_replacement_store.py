@@ -251,7 +251,7 @@ def test_the_manifest_counts_what_is_there(built):
 
 
 def test_shards_are_few_enough_to_be_open_at_once_and_small_enough_to_lose():
-    assert default_rows_per_shard(100) == 4096
+    assert default_rows_per_shard(100) == 256
     for num_keys in (10**7, 25_800_001):
         assert 500 <= -(-num_keys // default_rows_per_shard(num_keys)) <= 512
 

@@ -1,0 +1,163 @@
+"""Replacement paths of a corpus, computed by any number of processes: the auxiliary model sees each row once, for ever.
+
+Every process takes shards in turn and computes them in batches of a fixed number of rows from the shard's first, so
+that a shard's bytes depend neither on the number of processes nor on what was done before a kill. (On a CPU a row's
+bf16 logits were the same to the bit in batches of 3, 8 and 16 rows, in another order, and on 1 or 2 threads; a GPU
+promises it for equal shapes only, which these are. Another kind of device may round otherwise: build on one kind.)
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import nn
+from tqdm import tqdm
+
+from fast_electra import parallel, replacement_store, setup_run
+from fast_electra.auxiliary import Auxiliary
+from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.config import Config, require
+from fast_electra.gumbel import NoiseKeys
+from fast_electra.replacement_store import Provenance
+from fast_electra.replacements import Paths, TemperatureGrid, replacement_paths
+from fast_electra.replay import identity
+
+BATCH_ROWS = 64
+# More than any auxiliary model's paths took (replacement_codec.py), for the check of the disk.
+_BYTES_PER_POSITION = 10
+_OURS = ("manifest.json", "building.json", "shard-*.bin", ".partial-*")
+
+
+@dataclass(frozen=True)
+class Precomputation:
+    """The auxiliary model, the rows, and what their paths are of."""
+
+    auxiliary: Auxiliary
+    batches: Batches
+    provenance: Provenance
+
+    def paths(self, row_keys: range) -> Paths:
+        """The paths of whole rows, row after row."""
+        keys = np.asarray(row_keys, dtype=np.int64)
+        batch = self.batches.masked(keys)
+        batch = MaskedBatch(batch.input_ids.to(parallel.device()), batch.positions.to(parallel.device()), batch.rows)
+        num_masked = self.provenance.masked_per_row
+        parts = []
+        for rows, logits in self.auxiliary.logits(batch):
+            owners = np.repeat(keys[rows], num_masked)
+            noise = NoiseKeys(self.provenance.seed, owners, np.tile(np.arange(num_masked), len(keys[rows])))
+            parts.append(replacement_paths(logits.flatten(0, 1), noise, self.provenance.grid))
+        return Paths(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+    def shard(self, shard: int) -> Iterator[Paths]:
+        """The paths of a shard's rows in batches."""
+        keys = self.provenance.shard_keys(shard)
+        yield from (self.paths(keys[start : start + BATCH_ROWS]) for start in range(0, len(keys), BATCH_ROWS))
+
+
+def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**16) -> dict[str, Any]:
+    """Make the folder `config.output` of paths for `config.data.num_draws` draws of the corpora's rows.
+
+    All processes take part; a folder that an earlier start of the same command left is gone on with, and the manifest
+    is returned. Raises ValueError for input that does not fit together, a folder of other things or a full disk, before
+    anything is computed; OSError when a shard cannot be written, which loses that shard only.
+    """
+    require(config.data.num_draws >= 1, "data.num_draws", config.data.num_draws, "give --draws of at least 1")
+    require(bool(config.auxiliary), "auxiliary", config.auxiliary, "name the masked LM whose samples are to be stored")
+    require(bool(config.corpus), "corpus", config.corpus, "name a folder that prepare_corpus.py made")
+    grid = TemperatureGrid.covering(t_min, t_max, max_levels)
+    remedy = "held-out rows are sampled at T = 1 in every run; let the range from --t_min to --t_max hold 1"
+    require(grid.t_min <= 1 <= grid.t_max, "temperatures", (t_min, t_max), remedy)
+    parallel.start()
+    folder = Path(config.output)
+    setup_run.on_rank_zero(lambda: _require_own(folder))
+    batches = setup_run.open_batches(config)
+    tokenizer = batches.corpora[0].tokenizer
+    frozen, model, _ = setup_run.open_auxiliary(config, tokenizer, batches)
+    work = Precomputation(frozen, batches, provenance_of(batches, weights_fingerprint(model), grid))
+    missing: list[int] = []
+    setup_run.on_rank_zero(lambda: missing.extend(_begin(folder, work.provenance)))
+    _build(folder, work, parallel.from_rank_zero(missing))
+    manifest: dict[str, Any] = {}
+    setup_run.on_rank_zero(lambda: manifest.update(replacement_store.finish(folder, work.provenance)))
+    return manifest
+
+
+def provenance_of(batches: Batches, auxiliary: str, grid: TemperatureGrid) -> Provenance:
+    draws = batches.data.num_draws
+    return Provenance(
+        **identity(batches),
+        auxiliary=auxiliary,
+        grid=grid,
+        num_draws=draws,
+        rows_per_shard=replacement_store.default_rows_per_shard(batches.num_rows * draws),
+    )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights, by name, as they are loaded (bf16)."""
+    state = xxhash.xxh3_128()
+    for name, weight in sorted(model.state_dict().items()):
+        state.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        state.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse a folder with anything but replacement paths in it: a corpus, say."""
+    foreign = [path.name for path in folder.glob("*") if not any(path.match(name) for name in _OURS)]
+    require(not foreign, "output", str(folder), f"it holds other things ({', '.join(foreign[:3])}); name a new folder")
+
+
+def _begin(folder: Path, provenance: Provenance) -> list[int]:
+    """The shards still to be made, if the disk has room for them."""
+    missing = replacement_store.begin(folder, provenance)
+    num_rows = sum(len(provenance.shard_keys(shard)) for shard in missing)
+    needed, free = num_rows * provenance.masked_per_row * _BYTES_PER_POSITION, shutil.disk_usage(folder).free
+    require(
+        free >= needed,
+        "output",
+        str(folder),
+        f"the paths may take {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free; make room, name "
+        "another folder, or lower --draws",
+    )
+    return missing
+
+
+def _build(folder: Path, work: Precomputation, missing: list[int]) -> None:
+    """This process's share of the missing shards, a round of one shard a process at a time.
+
+    The rounds keep processes together, so that no slow one is waited for longer than a group of processes may wait.
+    """
+    sizes = {shard: len(work.provenance.shard_keys(shard)) for shard in missing}
+    done = work.provenance.num_keys - sum(sizes.values())
+    bar = tqdm(
+        total=work.provenance.num_keys,
+        initial=done,
+        desc="replacement paths",
+        unit="row",
+        disable=parallel.rank() != 0,
+        dynamic_ncols=True,
+        mininterval=1.0,
+    )
+    for first in range(0, len(missing), parallel.world_size()):
+        turn = missing[first : first + parallel.world_size()]
+        if parallel.rank() < len(turn):
+            mine = turn[parallel.rank()]
+            replacement_store.write_shard(folder, work.provenance, mine, _counted(work.shard(mine), bar, len(turn)))
+        parallel.barrier()
+        done += sum(sizes[shard] for shard in turn)
+        bar.update(done - bar.n)
+    bar.close()
+
+
+def _counted(batches: Iterator[Paths], bar: Any, num_processes: int) -> Iterator[Paths]:
+    """The batches as they come; the bar takes it that the other processes are as far as this one."""
+    for batch in batches:
+        yield batch
+        bar.update(BATCH_ROWS * num_processes)

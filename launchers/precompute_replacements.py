@@ -1,0 +1,79 @@
+"""Compute what a frozen masked LM would put at every masked position of a corpus, at every temperature, once.
+
+deepspeed launchers/precompute_replacements.py --corpus FOLDER --auxiliary MODEL --recipe NAME --output FOLDER
+    [--draws N] [--t_min T] [--t_max T] [--max_levels N]
+
+Training then replays it: deepspeed launchers/pretrain.py --objective replay --replacements FOLDER. Give both the same
+recipe, seed and --data settings (those of launchers/pretrain.py, --help lists them). Killed and started again, this
+goes on where it was.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from typing import Any
+
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This launcher's own options, and the settings of the run that are left."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", required=True, help="folder to make, or to go on with")
+    parser.add_argument("--draws", type=int, default=1, help="masks stored for each row, one for each pass (default 1)")
+    parser.add_argument("--t_min", type=float, default=1.0, help="lowest temperature that can be replayed (default 1)")
+    parser.add_argument("--t_max", type=float, default=4.0, help="highest temperature (default 4)")
+    parser.add_argument(
+        "--max_levels",
+        type=int,
+        default=2**16,
+        help="temperatures to tell apart (default 65536; 256 is a fifth smaller)",
+    )
+    return parser.parse_known_args(arguments)
+
+
+def summary(folder: str, manifest: dict[str, Any]) -> str:
+    """What was made, for a person."""
+    made, histogram = manifest["provenance"], manifest["positions_by_entries"]
+    positions = sum(histogram)
+    shares = ", ".join(f"{count}: {n / positions:.1%}" for count, n in enumerate(histogram[:6]) if n)
+    mean = sum(count * n for count, n in enumerate(histogram)) / positions
+    first, last, exponent = made["grid"]
+    low, high = first * 2.0**-exponent, last * 2.0**-exponent
+    rows = {
+        "replacements": folder,
+        "rows": f"{made['num_rows']:,} x {made['num_draws']} draws, {made['masked_per_row']} masked of "
+        f"{made['sequence_length']} tokens each",
+        "temperatures": f"{low:g} to {high:g} in {last - first + 1:,} levels",
+        "size": f"{manifest['bytes_per_token']:.3f} bytes a token of corpus and draw, "
+        f"{manifest['bytes_per_masked_position']:.2f} a masked position",
+        "entries": f"{mean:.2f} a position ({shares}, more: {sum(histogram[6:]) / positions:.1%})",
+    }
+    return "\n".join(f"{name:<12} {text}" for name, text in rows.items())
+
+
+def main() -> int:
+    """Run the command line; returns the exit status: 0 done, 2 refused input or a disk that failed."""
+    options, settings = parse(sys.argv[1:])
+    from fast_electra import command_line  # seconds, which --help need not wait for
+
+    try:
+        own = [f"--output={options.output}", f"--data.num_draws={options.draws}"]
+        config, _ = command_line.parse([*settings, *own], "settings of launchers/pretrain.py")
+        from fast_electra import parallel, precompute
+
+        manifest = precompute.precompute(config, options.t_min, options.t_max, options.max_levels)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if parallel.rank() == 0:
+        print(summary(config.output, manifest), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The launcher as users start it: the same bytes after a kill and on two processes, refusals, and runs that replay."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, launch, metrics
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
+
+from fast_electra import config as configs
+from fast_electra import precompute, replay, setup_run
+from fast_electra.config import Config
+from fast_electra.objectives import Frozen
+from fast_electra.replacement_store import Provenance, ReplacementStore
+from fast_electra.replacements import TemperatureGrid
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = "launchers/precompute_replacements.py"
+DATA = ["--data.sequence_length=32", "--data.held_out_rows=32", "--auxiliary_gate=false"]
+DRAWS = 2
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, documents):
+    """A corpus of about a thousand rows of 32 tokens and a masked LM for it, with new weights."""
+    from fast_electra import corpus
+
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "text.txt").write_text("\n\n".join(documents)[:60_000])
+    corpus.build([str(folder / "text.txt")], folder / "corpus", vocab_size=400, workers=1, progress=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "corpus" / "tokenizer")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    model = AutoModelForMaskedLM.from_config(BertConfig(**sizes, vocab_size=len(tokenizer)))
+    model.get_input_embeddings().weight.data *= 5
+    # Words as frequent as in the corpus, so that some samples are the original and the shares replaced tell runs apart.
+    counts = np.bincount(corpus.Corpus.open(folder / "corpus").tokens, minlength=len(tokenizer)) + 1.0
+    model.get_output_embeddings().bias.data += torch.from_numpy(counts).float().log()
+    model.save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    return [f"--corpus={folder / 'corpus'}", f"--auxiliary={folder / 'lm'}"]
+
+
+def command(*arguments, num_processes=1):
+    python = [sys.executable]
+    if num_processes > 1:
+        port = 40_000 + os.getpid() % 20_000
+        python = [
+            str(Path(sys.executable).parent / "deepspeed"),
+            f"--num_gpus={num_processes}",
+            f"--master_port={port}",
+        ]
+    return [*python, SCRIPT, *arguments]
+
+
+def start(*arguments, num_processes=1):
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(*arguments, num_processes=num_processes),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def built(inputs, tmp_path_factory):
+    """(folder of paths, what the launcher printed): one process, never stopped."""
+    output = tmp_path_factory.mktemp("paths") / "paths"
+    done = start(*DATA, *inputs, f"--draws={DRAWS}", f"--output={output}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output, done
+
+
+def test_the_folder_and_what_is_said_of_it(built):
+    output, done = built
+    store = ReplacementStore(output)
+    store.verify()
+    assert store.provenance.num_draws == DRAWS
+    assert store.provenance.num_shards >= 4
+    assert "temperatures 1 to 4 in 49,153 levels" in done.stdout
+    assert "bytes a token of corpus and draw" in done.stdout
+    assert "replacement paths: 100%" in done.stderr
+
+
+def test_killed_and_started_again_on_two_processes_it_ends_at_the_same_bytes(inputs, built, tmp_path):
+    arguments = [*DATA, *inputs, f"--draws={DRAWS}", f"--output={tmp_path / 'paths'}"]
+    with subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        while not list((tmp_path / "paths").glob("shard-*")):
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "paths" / "manifest.json").exists()
+    # At least two shards are left to do, so that both processes have one.
+    for shard in sorted((tmp_path / "paths").glob("shard-*"))[1:]:
+        shard.unlink()
+    kept = next((tmp_path / "paths").glob("shard-*"))
+    before = kept.stat().st_mtime_ns
+    again = start(*arguments, num_processes=2)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert kept.stat().st_mtime_ns == before
+    assert contents(tmp_path / "paths") == contents(built[0])
+
+
+def test_paths_of_other_settings_are_refused_in_one_message(inputs, built):
+    refused = start(*DATA, *inputs, f"--draws={DRAWS}", "--seed=5", f"--output={built[0]}")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "seed is 0, not 5: choose another folder or delete this one" in refused.stderr
+
+
+def test_a_folder_of_other_things_is_refused_and_left_alone(inputs):
+    corpus = Path(inputs[0].partition("=")[2])
+    before = contents(corpus / "tokenizer"), sorted(corpus.iterdir())
+    refused = start(*DATA, *inputs, f"--output={corpus}")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "it holds other things (" in refused.stderr
+    assert (contents(corpus / "tokenizer"), sorted(corpus.iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "temperatures", "message"),
+    [
+        ({"draws": 0}, (1.0, 4.0), "data.num_draws = 0: give --draws of at least 1"),
+        ({"auxiliary": ""}, (1.0, 4.0), "auxiliary = '': name the masked LM"),
+        ({"corpus": ""}, (1.0, 4.0), "corpus = '': name a folder that prepare_corpus.py made"),
+        ({}, (1.5, 4.0), r"temperatures = \(1.5, 4.0\): held-out rows are sampled at T = 1"),
+        ({}, (4.0, 1.0), "give 0 < T_min <= T_max"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(changes, temperatures, message):
+    given = {"auxiliary": "lm", "corpus": "corpus", "draws": 1} | changes
+    data = configs.DataConfig(num_draws=given.pop("draws"))
+    with pytest.raises(ValueError, match=message):
+        precompute.precompute(Config(**given, data=data), *temperatures)
+
+
+def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10 * 2**20))
+    provenance = Provenance(
+        "c", "t", "a", "m", 0.15, 128, 19, 16_000, 0, TemperatureGrid.covering(1, 4), 10**6, 2, 4096
+    )
+    with pytest.raises(ValueError, match=r"the paths may take 0.35 GiB, the disk has 0.01 GiB free; make room"):
+        precompute._begin(tmp_path, provenance)
+    precompute._begin(tmp_path / "small", dataclasses.replace(provenance, num_rows=10**4))
+
+
+def test_weights_that_differ_in_one_number_have_another_fingerprint():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 4, dtype=torch.bfloat16)
+    before = precompute.weights_fingerprint(model)
+    assert precompute.weights_fingerprint(model) == before
+    model.weight.data[2, 1] += 1
+    assert precompute.weights_fingerprint(model) != before
+
+
+def expected_replaced_shares(output, folder):
+    """What a run's rows must say, from the paths alone."""
+    config = configs.load(output / "config.json")
+    batches = setup_run.open_batches(config)
+    store = replay.open_store(config, batches)
+    objective: Frozen = replay.Replay(store, 0, config.temperature, config.data.mask_rate)
+    for step in range(config.run.steps):
+        batch = batches.training(step * config.run.batch_rows, config.run.batch_rows)
+        yield float(objective.inputs(batch, step / config.run.steps).labels.float().mean())
+
+
+def test_a_run_replays_without_an_auxiliary_model_also_when_stopped_and_resumed(inputs, built, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    replaying = [*TINY, inputs[0], "--objective=replay", f"--replacements={built[0]}", f"--output={output}"]
+    launch(*replaying, "--run.stop_at_step=3", num_processes=2)
+    done = launch(*replaying, num_processes=2)
+    assert "2 draws a row, T from 1 to 4; no auxiliary model was loaded" in done.stdout
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["replacement_draws"] == DRAWS
+    assert 0.5 < summary["auxiliary_accuracy"] + summary["replaced_share"] / 0.15625 < 1.5
+    rows = [row for row in metrics(output) if "loss" in row]
+    assert all(round(row["temperature"] * 2**14) == row["temperature"] * 2**14 for row in rows)
+    # In this process, on one: the same tokens as on two, before and after the resume.
+    monkeypatch.setattr(setup_run, "on_rank_zero", lambda action: action())
+    shares = list(expected_replaced_shares(output, built[0]))
+    assert [row["replaced_share"] for row in rows] == pytest.approx(shares, rel=1e-6)
+    assert len(set(shares)) > 1
+
+
+def test_a_flipped_byte_is_found_before_training(inputs, built, tmp_path):
+    shutil.copytree(built[0], tmp_path / "paths")
+    shard = tmp_path / "paths" / "shard-00003.bin"
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 1
+    shard.write_bytes(content)
+    replaying = ["--objective=replay", f"--replacements={tmp_path / 'paths'}", f"--output={tmp_path / 'run'}"]
+    refused = launch(*TINY, inputs[0], *replaying, check=False)
+    assert refused.returncode != 0
+    assert "Traceback" not in refused.stderr
+    assert "shard-00003.bin" in refused.stderr
+    assert "is damaged" in refused.stderr
