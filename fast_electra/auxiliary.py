@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from fast_electra import tokenizer as tokenizers
 from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.encoder import positions_available
+from fast_electra.encoder import positions_available, with_new_weights
 from fast_electra.randomness import Stream, uniform
 
 LOGITS_BUDGET_MIB = 256
@@ -49,7 +49,7 @@ class MaskedLM(nn.Module):
 
 def build_masked_lm(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
     """A masked LM with new weights."""
-    return AutoModelForMaskedLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    return with_new_weights(AutoModelForMaskedLM.from_config, config, attention, dtype)
 
 
 def mask_out(batch: MaskedBatch, mask_id: int) -> Tensor:

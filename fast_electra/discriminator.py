@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, ElectraForPreTraining, PreTrainedConfig, PreTrainedModel
 
+from fast_electra.encoder import with_new_weights
+
 
 def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
     """A discriminator with new weights."""
-    if config.model_type == "electra":
-        return ElectraForPreTraining._from_config(config, attn_implementation=attention, dtype=dtype)
-    return AutoModelForTokenClassification.from_config(config, attn_implementation=attention, dtype=dtype)
+    electra = config.model_type == "electra"
+    make = ElectraForPreTraining._from_config if electra else AutoModelForTokenClassification.from_config
+    return with_new_weights(make, config, attention, dtype)
 
 
 class ReplacedTokenDetection(nn.Module):

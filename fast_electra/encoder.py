@@ -4,6 +4,7 @@ Attention: `auto` takes torch's fused kernel, but on a CPU plain matrix products
 the fused kernel's backward costs more than the products it saves (see LOG.md for the measurement).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from transformers import (
     ElectraConfig,
     ModernBertConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
 )
+from transformers.initialization import no_init_weights
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fast_electra.config import EncoderConfig
 
@@ -61,6 +65,23 @@ def transformers_config(encoder: EncoderConfig, tokenizer: PreTrainedTokenizerBa
             return RobertaConfig(**common | {"max_position_embeddings": padded})
         case _:
             return DebertaV2Config(**common, relative_attention=True, pos_att_type=["p2c", "c2p"])
+
+
+def with_new_weights(
+    make: Callable[..., PreTrainedModel], config: PreTrainedConfig, attention: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model that `make` (a class's from_config) builds, its weights a function of torch's seed alone.
+
+    Under ZeRO-3 transformers builds an empty model and draws the weights module by module afterwards; without it, the
+    building draws too. Doing the same here gives the same weights under every ZeRO stage.
+    """
+    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
+    if is_deepspeed_zero3_enabled():
+        return make(config, **settings)
+    with no_init_weights():
+        model = make(config, **settings)
+    model.init_weights()
+    return model
 
 
 def attention_kernel(encoder: EncoderConfig, sequence_length: int, device: torch.device) -> str:
