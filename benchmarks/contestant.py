@@ -37,6 +37,7 @@ class RandomWords:
     tokens: NDArray[np.uint32]
     path: str = "random words"
     tokenizer_fingerprint: str = "random words"
+    fingerprint: str = "random words"
     document_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     @property

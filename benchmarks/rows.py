@@ -27,6 +27,7 @@ SOURCES = {
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
+    "replay": ("benchmarks/cases.py", "benchmarks/contestant.py", "benchmarks/replay.py", "fast_electra/*.py"),
     "throughput": (
         "benchmarks/cases.py",
         "benchmarks/contestant.py",
