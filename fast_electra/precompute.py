@@ -7,6 +7,7 @@ promises it for equal shapes only, which these are. Another kind of device may r
 """
 
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def _build(folder: Path, work: Precomputation, missing: list[int]) -> None:
         unit="row",
         disable=parallel.rank() != 0,
         dynamic_ncols=True,
-        mininterval=1.0,
+        mininterval=1.0 if sys.stderr.isatty() else 30.0,
     )
     for first in range(0, len(missing), parallel.world_size()):
         turn = missing[first : first + parallel.world_size()]
