@@ -42,7 +42,8 @@ def flops_section(found: Sequence[Row], folder: Path) -> list[str]:
         "",
         f"MFLOPs per token of training, rows of {MAIN['sequence_length']}, vocabulary {length(MAIN['vocab_size'])}, LM "
         "head on the masked positions. `frozen` is the method online, `replay` the method with replacements prepared "
-        "offline; the rivals train their generator. r is auxiliary / main.",
+        "offline; the rivals train their generator. r is auxiliary / main. Not listed because they cost the same: "
+        "`two_stage` (as `frozen`), `unigram` and `random` (as `replay`), `joint_decoupled` (as `joint_shallow`).",
         "",
     ]
     lines += table(

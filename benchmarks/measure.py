@@ -59,6 +59,7 @@ def measure(wanted: Sequence[Case], settings: dict[str, Any], turns: int, steps:
 
 def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str) -> Contestant:
     """The case built, warmed up, and its memory measured."""
+    gc.collect()  # what an earlier contest left must not be released while this one is counted
     built: list[Contestant] = []
 
     def build_and_warm_up() -> None:
@@ -149,11 +150,12 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         settings = deepspeed_config.read(given.deepspeed)
+        origin = rows.provenance("throughput")  # of the code as it was loaded, whatever is edited meanwhile
         contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
         for contest in contests:
             measured = measure(contest, settings, given.turns, given.steps, given.corpus)
             if parallel.rank() == 0:
-                rows.keep(given.output / "measured.jsonl", measured)
+                rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,19 +22,20 @@ _SHAPES = ("benchmarks/cases.py", *(f"fast_electra/{name}.py" for name in ("conf
 _COUNTED = ("benchmarks/costs.py", "fast_electra/flops.py", "fast_electra/model_flops.py")
 _STEP = ("benchmarks/live_memory.py", "benchmarks/step.py")
 _MODELS = tuple(f"fast_electra/{name}.py" for name in ("auxiliary", "discriminator", "objectives"))
+_PATH = tuple(
+    f"fast_electra/{name}.py"
+    for name in (
+        *("batches", "decoupled", "deepspeed_config", "flops", "masking", "metrics", "model_flops", "optim"),
+        *("parallel", "pretrain", "randomness", "setup_run", "statistic", "temperature"),
+    )
+)
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
     "replay": ("benchmarks/cases.py", "benchmarks/contestant.py", "benchmarks/replay.py", "fast_electra/*.py"),
-    "throughput": (
-        "benchmarks/cases.py",
-        "benchmarks/contestant.py",
-        "benchmarks/measure.py",
-        *_STEP,
-        "fast_electra/*.py",
-    ),
+    "throughput": (*_SHAPES, *_STEP, *_MODELS, *_PATH, "benchmarks/contestant.py", "benchmarks/measure.py"),
 }
 
 
@@ -98,11 +99,14 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def keep(path: Path, made: Sequence[Row]) -> None:
-    """Write rows just made, each with its origin, into a file of others; rows of the same measurement give way."""
-    new = [row | provenance(row["kind"]) for row in made]
+    """Write rows just made into a file of others; rows of the same measurement give way.
+
+    A row that does not say where it comes from is given its kind's origin as of now.
+    """
+    made = [row if "code" in row else row | provenance(row["kind"]) for row in made]
     earlier = read(path) if path.exists() else []
-    taken = {_measurement(row) for row in new}
-    write(path, [row for row in earlier if _measurement(row) not in taken] + new)
+    taken = {_measurement(row) for row in made}
+    write(path, [row for row in earlier if _measurement(row) not in taken] + made)
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:

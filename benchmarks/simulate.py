@@ -71,7 +71,7 @@ def simulate_all(wanted: Sequence[Case], path: Path) -> list[Row]:
     bar = tqdm(missing, desc="simulated", unit="case", disable=not missing, dynamic_ncols=True)
     for case, key in bar:
         bar.set_postfix_str(case.name)
-        kept[key] = {"key": key, **simulate(case), **rows.provenance("memory")}
+        kept[key] = {"key": key, **rows.provenance("memory"), **simulate(case)}
         rows.write(path, kept.values())
     current = [kept[key] for key in keys]
     rows.write(path, current)

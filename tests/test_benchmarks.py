@@ -199,6 +199,13 @@ def counted() -> list[rows.Row]:
     return costs.count_all(wanted)
 
 
+def test_objectives_that_are_not_listed_cost_what_the_page_says() -> None:
+    same = {"two_stage": "frozen", "unigram": "replay", "random": "replay", "joint_decoupled": "joint_shallow"}
+    for objective, listed in same.items():
+        ours, theirs = (costs.count(Case("base", name)) for name in (objective, listed))
+        assert ours["parts"] == theirs["parts"]
+
+
 def test_parts_of_a_counted_row_sum_to_its_total(counted: list[rows.Row]) -> None:
     for row in counted:
         assert sum(part["flops_per_token"] for part in row["parts"]) == pytest.approx(row["flops_per_token"])
@@ -351,6 +358,7 @@ def test_every_saving_on_the_page_is_in_the_rows(page: Path) -> None:
         for row in rows.select(found, kind, rival="joint_shallow"):
             assert f"{100 * row['saving']:.1f} %" in text
     assert "1.300 (" in text
+    assert "Each method was faster than every joint rival measured beside it." in text
     assert "not this checkout's" in text, "rows made with other code must be marked"
 
 
