@@ -32,11 +32,11 @@ DRAWS = 2
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, documents):
-    """A corpus of about a thousand rows of 32 tokens and a masked LM for it, with new weights."""
+    """A corpus of some hundred rows of 32 tokens and a masked LM for it, with new weights."""
     from fast_electra import corpus
 
     folder = tmp_path_factory.mktemp("inputs")
-    (folder / "text.txt").write_text("\n\n".join(documents)[:60_000])
+    (folder / "text.txt").write_text("\n\n".join(documents)[:35_000])
     corpus.build([str(folder / "text.txt")], folder / "corpus", vocab_size=400, workers=1, progress=False)
     tokenizer = AutoTokenizer.from_pretrained(folder / "corpus" / "tokenizer")
     torch.manual_seed(0)
