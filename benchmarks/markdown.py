@@ -39,7 +39,7 @@ def length(number: int) -> str:
 
 def machine(row: Row) -> str:
     """Where a row was measured, in a few words."""
-    what = row["device"] if row["device"] != "cpu" else f"{row['hardware']['cpu']}, {row['threads']} threads"
+    what = row["device"] if row["device"] != "cpu" else f"{row['hardware']['cpu']}, threads: {row['threads']}"
     return f"{row['num_processes']} x {what}"
 
 

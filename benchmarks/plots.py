@@ -88,7 +88,7 @@ def tokens_per_second(measured: Sequence[tuple[Row, list[Row]]], path: Path) -> 
 def savings_beside_claims(found: Sequence[Row], path: Path) -> None:
     """Share of each rival's FLOPs or memory saved, for each recipe; the paper's range as a band; a panel a claim."""
     claims = list(dict.fromkeys((row["kind"], row["method"]) for row in found))
-    figure, axes = _panels(len(claims), "share of the rival's saved, %")
+    figure, axes = _panels(len(claims), "saved of what the rival takes, %")
     for axis, (kind, method) in zip(axes, claims, strict=False):
         members = [row for row in found if (row["kind"], row["method"]) == (kind, method)][::-1]
         low, high = members[0]["claim"]
@@ -105,7 +105,7 @@ def savings_beside_claims(found: Sequence[Row], path: Path) -> None:
 def machine(shared: Row) -> str:
     """A measured row's machine in a few words."""
     number = shared["num_processes"]
-    what = shared["device"] if shared["device"] != "cpu" else f"CPU, {shared['threads']} threads"
+    what = shared["device"] if shared["device"] != "cpu" else f"CPU, threads: {shared['threads']}"
     return f"{number} x {what}" if number > 1 else str(what)
 
 
