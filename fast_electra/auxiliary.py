@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import xxhash
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -123,7 +124,7 @@ def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dt
     """
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged or foreign file makes transformers, safetensors or torch raise
         raise ValueError(
             f"auxiliary = {path!r} is no masked LM that transformers can load ({error}); "
             "name a folder written by save_pretrained (runs/NAME/export) or a hub model"
@@ -159,11 +160,12 @@ def _refuse_other_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTr
                 "save its tokenizer into that folder"
             ) from error
         raise
-    if own.get_vocab() != tokenizer.get_vocab():
+    if tokenizers.fingerprint(own) != tokenizers.fingerprint(tokenizer):
         differing = len(set(own.get_vocab().items()) ^ set(tokenizer.get_vocab().items()))
         raise ValueError(
             f"auxiliary = {path!r} uses another tokenizer than the corpus ({differing} entries of the vocabulary "
-            "differ); prepare the corpus with the auxiliary model's own tokenizer (prepare_corpus.py --tokenizer)"
+            "differ, or its special tokens or normalisation do); prepare the corpus with the auxiliary model's own "
+            "tokenizer (prepare_corpus.py --tokenizer)"
         )
 
 
@@ -179,3 +181,12 @@ def gate(path: str, accuracy: float, most_frequent: float, total: int) -> None:
             f"frequent token would get {most_frequent:.1%}. A discriminator learns nothing from such samples: "
             "train the auxiliary model longer, take a better one, or pass --auxiliary_gate false to go on all the same"
         )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights, by name, as they are loaded (bf16)."""
+    state = xxhash.xxh3_128()
+    for name, weight in sorted(model.state_dict().items()):
+        state.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        state.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()

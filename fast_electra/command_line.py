@@ -8,7 +8,8 @@ import difflib
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from fast_electra import recipes
-from fast_electra.config import Config, from_dict, to_dict
+from fast_electra.config import Config
+from fast_electra.config_file import from_dict, to_dict
 from fast_electra.run_folder import flatten
 
 DEFAULT_DEEPSPEED = "ds_configs/zero3.json"
@@ -26,7 +27,13 @@ def parse(arguments: list[str], description: str) -> tuple[Config, str]:
     deepspeed = values.pop("deepspeed")
     for name in ("config", "local_rank"):
         values.pop(name, None)
-    return from_dict(values.as_dict()), deepspeed
+    config = from_dict(values.as_dict())
+    if config.recipe != recipe.recipe:
+        raise ValueError(
+            f"recipe: {config.recipe} stands in a file, but a recipe's settings are looked up from the command line "
+            f"alone; pass --recipe {config.recipe} and take it out of the file"
+        )
+    return config, deepspeed
 
 
 def _parser(recipe: Config, description: str) -> ArgumentParser:

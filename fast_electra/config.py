@@ -5,10 +5,9 @@ derived from other fields is a property, never a field, so that no two fields ca
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 OBJECTIVES = (
     *("frozen", "replay", "two_stage", "unigram", "random"),
@@ -54,6 +53,11 @@ class DataConfig:
         """N, the masked positions of a row."""
         return round(self.mask_rate * self.sequence_length)
 
+    @property
+    def masked_share(self) -> float:
+        """N / T, which the rate is rounded to."""
+        return self.num_masked / self.sequence_length
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -74,6 +78,10 @@ class EncoderConfig:
         require(
             self.model_type in ENCODER_TYPES, "encoder.model_type", self.model_type, f"choose one of {ENCODER_TYPES}"
         )
+        for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions"):
+            require(
+                getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "give a whole number of at least 1"
+            )
         require(
             self.hidden_size % self.num_heads == 0,
             "encoder.num_heads",
@@ -223,6 +231,13 @@ class Config:
             remedy = "objective 'replay' reads replacement paths; name a folder that precompute_replacements.py made"
         require((self.objective == "replay") == bool(self.replacements), "replacements", self.replacements, remedy)
         self._require_generator()
+        positions = self.auxiliary_model.encoder.max_positions
+        require(
+            not self.needs_auxiliary or bool(self.auxiliary) or self.data.sequence_length <= positions,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"the auxiliary model to train has {positions} positions; raise auxiliary_model.encoder.max_positions",
+        )
         require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
         _ = self.corpora
 
@@ -272,37 +287,3 @@ class Config:
             optimizer=dataclasses.replace(self.optimizer, peak_learning_rate=self.auxiliary_model.peak_learning_rate),
             run=dataclasses.replace(self.run, steps=self.auxiliary_model.steps),
         )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as nested plain dictionaries, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
-    """The dataclass `kind` from nested dictionaries; raises ValueError on an unknown key."""
-    hints = get_type_hints(kind)
-    require(isinstance(values, dict), kind.__name__, values, "expected an object of settings")
-    unknown = sorted(set(values) - set(hints))
-    require(not unknown, kind.__name__, unknown, f"unknown keys; known are {sorted(hints)}")
-    return kind(
-        **{
-            name: from_dict(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else value
-            for name, value in values.items()
-        }
-    )
-
-
-def save(config: Config, path: Path) -> None:
-    """Write the resolved config as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
-def load(path: Path) -> Config:
-    """Read a config written by `save`; raises ValueError when the file is damaged or of another version."""
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no config that this version can read ({error}); choose another output folder"
-        ) from error

@@ -30,6 +30,30 @@ def zero_stage(values: dict[str, Any]) -> int:
     return int(values.get("zero_optimization", {}).get("stage", 0))
 
 
+def _shape_errors(values: dict[str, Any]) -> list[str]:
+    """What is wrong with the form of the sections that are read here."""
+    errors = [
+        f"{name}: expected an object of settings, got {values[name]!r}"
+        for name in ("zero_optimization", "optimizer", "bf16", "fp16", "csv_monitor", "tensorboard", "data_types")
+        if not isinstance(values.get(name, {}), dict)
+    ]
+    if errors:
+        return errors
+    nested = [
+        ("optimizer", "params"),
+        ("zero_optimization", "offload_optimizer"),
+        ("zero_optimization", "offload_param"),
+    ]
+    errors += [
+        f"{section}.{name}: expected an object of settings, got {values[section][name]!r}"
+        for section, name in nested
+        if not isinstance(values.get(section, {}).get(name, {}), dict)
+    ]
+    if values.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
+        errors.append("zero_optimization.stage: choose 1, 2 or 3 (export reads ZeRO's float32 masters)")
+    return errors
+
+
 def micro_batch_rows(config: Config, num_processes: int) -> int:
     """Rows that one process takes at a time: the most up to `run.micro_batch_rows` that divide its share evenly."""
     rows, rest = divmod(config.run.batch_rows, num_processes)
@@ -46,6 +70,9 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
 
     Raises ValueError naming every setting in which JSON and recipe differ.
     """
+    malformed = _shape_errors(values)
+    if malformed:
+        raise ValueError("the DeepSpeed JSON cannot be used:\n  " + "\n  ".join(malformed))
     micro, optimizer = micro_batch_rows(config, num_processes), config.optimizer
     decided = {
         "train_batch_size": config.run.batch_rows,
@@ -58,12 +85,10 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         "optimizer.params.betas": [optimizer.beta1, optimizer.beta2],
         "optimizer.params.eps": optimizer.epsilon,
         "optimizer.params.weight_decay": optimizer.weight_decay,
-        "optimizer.params.torch_adam": on_cpu,
+        "data_types.grad_accum_dtype": "fp32",
     }
-    if on_cpu:
-        decided["optimizer.params.fused"] = True
     filled = json.loads(json.dumps(values))
-    for key, value in _places(values, config).items():
+    for key, value in (_places(values, config) | _optimizer_kernel(values, on_cpu)).items():
         _put(filled, key, value)
     clashes = [
         f"{key}: the JSON says {given!r}, the recipe {value!r}"
@@ -93,6 +118,14 @@ def _places(values: dict[str, Any], config: Config) -> dict[str, str]:
         if values.get("zero_optimization", {}).get(name, {}).get("device") == "nvme":
             places[f"zero_optimization.{name}.nvme_path"] = f"{config.output}/offload"
     return places
+
+
+def _optimizer_kernel(values: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
+    """torch's own fused AdamW, which needs no compiler, unless a GPU's optimizer state is offloaded to its host."""
+    offloaded = bool(values.get("zero_optimization", {}).get("offload_optimizer"))
+    if offloaded and not on_cpu:
+        return {}
+    return {"optimizer.params.torch_adam": True, "optimizer.params.fused": True}
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> Any:

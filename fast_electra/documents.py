@@ -18,6 +18,7 @@ import codecs
 import io
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +61,7 @@ def list_sources(inputs: Sequence[str | Path]) -> list[str]:
         if given.startswith(PREFIX):
             sources.append(given)
         elif Path(given).is_dir():
-            files = [path for path in sorted(Path(given).rglob("[!.]*")) if _is_visible_file(path, Path(given))]
+            files = [path for path in sorted(_walk(Path(given))) if _is_visible_file(path, Path(given))]
             if not files:
                 raise ValueError(f"the folder {given!r} holds no files: give one with text, or the files themselves")
             sources.extend(map(str, files))
@@ -70,6 +71,16 @@ def list_sources(inputs: Sequence[str | Path]) -> list[str]:
         if not source.startswith(PREFIX):
             detect(Path(source))
     return sources
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder; one that cannot be entered is an error, not left out."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names)
 
 
 def read_documents(source: str | Path, *, key: str = "text", tally: Tally | None = None) -> Iterator[str]:

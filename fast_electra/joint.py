@@ -201,7 +201,7 @@ class Joint:
     def report(self, counts: Tensor) -> dict[str, float]:
         """The discriminator's metrics under their usual names (`loss` is the RTD loss alone), and `generator_...`."""
         generator = metrics.mlm_report(counts[:_GENERATOR_COUNTS])
-        rtd = metrics.rtd_report(counts[_GENERATOR_COUNTS:], self.config.data.mask_rate)
+        rtd = metrics.rtd_report(counts[_GENERATOR_COUNTS:], self.config.data.masked_share)
         return rtd | {f"generator_{name}": value for name, value in generator.items()}
 
     def progress(self, u: float) -> dict[str, float]:

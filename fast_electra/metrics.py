@@ -31,7 +31,7 @@ def rtd_counts(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
     return torch.cat([sums, histograms])
 
 
-def rtd_report(counts: Tensor, mask_rate: float) -> dict[str, float]:
+def rtd_report(counts: Tensor, masked_share: float) -> dict[str, float]:
     """What the counts say. `auxiliary_accuracy` is the share of samples that equal the original token."""
     tokens, total_loss, replaced, predicted, hits = counts[:_SUMS].tolist()
     share = replaced / tokens
@@ -39,7 +39,7 @@ def rtd_report(counts: Tensor, mask_rate: float) -> dict[str, float]:
         "loss": total_loss / tokens,
         "floor": binary_entropy(share),
         "replaced_share": share,
-        "auxiliary_accuracy": 1 - share / mask_rate,
+        "auxiliary_accuracy": 1 - share / masked_share,
         "precision": hits / predicted if predicted else 0.0,
         "recall": hits / replaced if replaced else 0.0,
         "roc_auc": roc_auc(counts[_SUMS : _SUMS + NUM_BINS], counts[_SUMS + NUM_BINS :]),

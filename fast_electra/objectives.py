@@ -92,8 +92,8 @@ class Frozen:
     `schedule` is None for a sampler that knows no temperature: none is then logged.
     """
 
-    def __init__(self, auxiliary: Sampler, schedule: TemperatureConfig | None, mask_rate: float) -> None:
-        self.auxiliary, self.schedule, self.mask_rate = auxiliary, schedule, mask_rate
+    def __init__(self, auxiliary: Sampler, schedule: TemperatureConfig | None, masked_share: float) -> None:
+        self.auxiliary, self.schedule, self.masked_share = auxiliary, schedule, masked_share
 
     def module(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
         """A discriminator with its loss."""
@@ -117,7 +117,7 @@ class Frozen:
 
     def report(self, counts: Tensor) -> dict[str, float]:
         """The metrics of the summed counts."""
-        return metrics.rtd_report(counts, self.mask_rate)
+        return metrics.rtd_report(counts, self.masked_share)
 
     def progress(self, u: float) -> dict[str, float]:
         """What moves with the run: the temperature."""

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
-from torch import nn
 from tqdm import tqdm
 
 from fast_electra import parallel, replacement_store, setup_run
-from fast_electra.auxiliary import Auxiliary
+from fast_electra.auxiliary import Auxiliary, weights_fingerprint
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config, require
 from fast_electra.gumbel import NoiseKeys
@@ -98,15 +96,6 @@ def provenance_of(batches: Batches, auxiliary: str, grid: TemperatureGrid) -> Pr
         num_draws=draws,
         rows_per_shard=replacement_store.default_rows_per_shard(batches.num_rows * draws),
     )
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of a model's weights, by name, as they are loaded (bf16)."""
-    state = xxhash.xxh3_128()
-    for name, weight in sorted(model.state_dict().items()):
-        state.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        state.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return state.hexdigest()
 
 
 def _require_own(folder: Path) -> None:

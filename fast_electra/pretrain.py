@@ -33,6 +33,16 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     done = run_folder.read_summary(config.output)
     if done is not None:
         return done | {"already_done": True}
+    try:
+        return _pretrain(config, settings)
+    except ValueError:
+        if parallel.rank() == 0:
+            run_folder.release(config)
+        raise
+
+
+def _pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    """The same in a folder that is claimed and not done."""
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
     if config.needs_auxiliary and not config.auxiliary:

@@ -4,6 +4,7 @@ Counts pile up on the device and are fetched only when a row is due. The clock s
 that tokens/s is that of training.
 """
 
+import math
 import resource
 import sys
 import time
@@ -76,6 +77,8 @@ class Progress:
         run, config, step = self.run, self.config, self.run.position.step
         assert self._counts is not None
         report = run.objective.report(parallel.sum_over_processes(self._counts).cpu())
+        gradient_norm = float(run.engine.get_global_grad_norm() or 0.0)
+        self._refuse_nan(step, report["loss"], gradient_norm)
         seconds = self.elapsed()
         tokens = (step - self._logged_step) * config.run.batch_rows * config.data.sequence_length
         tokens_per_second = tokens / (seconds - self._logged_seconds)
@@ -88,7 +91,7 @@ class Progress:
                 **run.objective.progress((step - 1) / config.run.steps),
                 **report,
                 "learning_rate": optim.learning_rate(config.optimizer, step - 1, config.run.steps),
-                "gradient_norm": float(run.engine.get_global_grad_norm() or 0.0),
+                "gradient_norm": gradient_norm,
                 "tokens_per_second": tokens_per_second,
                 "mfu": flops.mfu(run.flops_per_token, tokens_per_second, run.peak_flops),
                 "peak_memory_gib": peak_memory_gib(),
@@ -97,3 +100,13 @@ class Progress:
         )
         shown = {name: f"{report[name]:.3f}" for name in ("loss", "floor", "roc_auc", "accuracy") if name in report}
         self.bar.set_postfix(shown | {"tokens/s": f"{tokens_per_second:,.0f}"}, refresh=False)
+
+    def _refuse_nan(self, step: int, loss: float, gradient_norm: float) -> None:
+        """Stop before a checkpoint of broken weights replaces a good one (DeepSpeed gives a broken norm as -1)."""
+        if math.isfinite(loss) and math.isfinite(gradient_norm) and gradient_norm >= 0:
+            return
+        raise ValueError(
+            f"loss {loss} and gradient norm {gradient_norm} in steps {self._logged_step + 1} to {step}: the numbers "
+            f"have gone wrong. The checkpoints in {self.config.output} are from before; start again in a new folder "
+            "with a lower optimizer.peak_learning_rate or a longer optimizer.warmup_ratio"
+        )

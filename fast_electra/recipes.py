@@ -43,9 +43,7 @@ def demo() -> Config:
         ),
         generator=GeneratorConfig(depth_divisor=2),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3),
-        run=RunConfig(
-            steps=700, batch_rows=64, micro_batch_rows=64, log_every=20, evaluate_every=350, save_every=175
-        ),
+        run=RunConfig(steps=700, batch_rows=64, micro_batch_rows=64, log_every=20, evaluate_every=350, save_every=175),
     )
 
 

@@ -90,8 +90,8 @@ class Stored:
 class Replay(Frozen):
     """Replaced-token detection on stored samples; what is logged is the temperature they were really taken at."""
 
-    def __init__(self, store: ReplacementStore, pad_id: int, schedule: TemperatureConfig, mask_rate: float) -> None:
-        super().__init__(Stored(store, pad_id), schedule, mask_rate)
+    def __init__(self, store: ReplacementStore, pad_id: int, schedule: TemperatureConfig, masked_share: float) -> None:
+        super().__init__(Stored(store, pad_id), schedule, masked_share)
         self.grid = store.provenance.grid
 
     def progress(self, u: float) -> dict[str, float]:

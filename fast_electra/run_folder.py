@@ -1,12 +1,15 @@
 """The folder of a run: claimed once, gone on with by the same command, refused to any other.
 
 config.json        the resolved config; what a second start is compared with
+inputs.json        hashes of the corpora and the auxiliary model, the ZeRO stage; compared likewise
+deepspeed.json     DeepSpeed's settings as they were filled in
 environment.json   library versions and hardware
 metrics.jsonl      one row per logged step and per evaluation
 checkpoints/  monitor/  export/  summary.json
 """
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fast_electra import config as configs
+from fast_electra import config_file
 from fast_electra.config import Config
 
 _FREE = {
@@ -31,25 +34,31 @@ _FREE = {
     "run.save_every",
     "run.stop_at_step",
 }
+_SUMMARY = "summary.json"
+_CLAIM = {"config.json", "environment.json", "inputs.json", "deepspeed.json", "monitor"}
 _LIBRARIES = ("torch", "deepspeed", "transformers", "megatron-core", "datasets", "sentencepiece", "numpy")
 
 
 def claim(config: Config) -> None:
     """Make the run's folder, or check that it belongs to this run.
 
-    Raises ValueError naming every setting in which the folder's run differs, or when the folder holds other things.
+    A folder in which nothing was made yet may be claimed by another run. Raises ValueError naming every setting in
+    which the folder's run differs, or when the folder holds other things.
     """
     folder = Path(config.output)
     saved = folder / "config.json"
     if saved.exists():
-        _refuse_other_run(configs.load(saved), config)
+        if not _is_bare(folder):
+            _refuse_other_run(config_file.load(saved), config)
+        if (folder / _SUMMARY).exists():
+            return
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"output = {config.output!r} exists and no run of this project made it; name a new folder with --output"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        configs.save(config, saved)
+        config_file.save(config, saved)
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise ValueError(
@@ -57,8 +66,39 @@ def claim(config: Config) -> None:
         ) from error
 
 
+def release(config: Config) -> None:
+    """Leave nothing of a start that was refused before it made anything."""
+    folder = Path(config.output)
+    if folder.is_dir() and (folder / "config.json").exists() and _is_bare(folder):
+        shutil.rmtree(folder)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a claimed folder holds nothing that a run has made."""
+    return all(path.name in _CLAIM for path in folder.iterdir())
+
+
+def bind(output: str, identity: dict[str, Any]) -> None:
+    """Write down what the run was started on, or check that a resumed one is on the same.
+
+    Raises ValueError naming every difference.
+    """
+    path = Path(output) / "inputs.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [key for key, now in identity.items() if before.get(key) != now]
+        if changed:
+            lines = [f"{key}: {before.get(key)!r} there, {identity[key]!r} now" for key in changed]
+            raise ValueError(
+                f"output = {output!r} was trained on other inputs; name a new folder with --output, or bring them "
+                "back:\n  " + "\n  ".join(lines)
+            )
+        return
+    _write_json(path, identity)
+
+
 def _refuse_other_run(earlier: Config, config: Config) -> None:
-    before, now = flatten(configs.to_dict(earlier)), flatten(configs.to_dict(config))
+    before, now = flatten(config_file.to_dict(earlier)), flatten(config_file.to_dict(config))
     differing = [f"{key}: {before[key]!r} there, {now[key]!r} now" for key in now if before[key] != now[key]]
     differing = [line for line in differing if line.partition(":")[0] not in _FREE]
     if differing:
@@ -96,8 +136,9 @@ def _cpu_name() -> str:
 
 def require_space(folder: str, needed_bytes: int) -> None:
     """Raise ValueError unless the disk of `folder` has room for `needed_bytes`."""
+    written = sum(path.stat().st_size for path in Path(folder, "checkpoints").rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
+    if free < needed_bytes - written:
         raise ValueError(
             f"output = {folder!r}: the run will write about {needed_bytes / 2**30:.2f} GiB of checkpoints and export, "
             f"the disk has {free / 2**30:.2f} GiB free; make room, lower run.keep_checkpoints or name another --output"
@@ -124,17 +165,33 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in the place of every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_summary(folder: str) -> dict[str, Any] | None:
     """The summary of a finished run; None when it has not finished."""
-    path = Path(folder) / "summary.json"
+    path = Path(folder) / _SUMMARY
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_summary(folder: str, summary: dict[str, Any]) -> None:
     """Write the summary, whole or not at all."""
-    partial = Path(folder) / "summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(Path(folder) / "summary.json")
+    _write_json(Path(folder) / _SUMMARY, _finite(summary))
+
+
+def save_deepspeed(folder: str, settings: dict[str, Any]) -> None:
+    """Keep DeepSpeed's settings as they were filled in."""
+    _write_json(Path(folder) / "deepspeed.json", settings)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)

@@ -1,5 +1,6 @@
 """From a config to a run ready to train: corpora verified, the auxiliary model through its gate, the engine built."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ from fast_electra.config import Config, TemperatureConfig
 from fast_electra.decoupled import Decoupled
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.joint import Joint
+from fast_electra.model_flops import FAMILIES
 from fast_electra.objectives import Objective
 from fast_electra.statistic import Statistic, unigram
 
@@ -115,19 +117,12 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
+    on_rank_zero(lambda: run_folder.bind(config.output, _identity(settings, batches, facts)))
     engine, num_weights = _engine(config, settings, partial(objective.module, shape))
     generator = None
     if isinstance(objective, Decoupled):
         objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module)
         generator, num_weights = objective.generator, num_weights + more
-    flops_per_token = flops.model_flops_per_token(
-        config.objective,
-        shape,
-        auxiliary_shape,
-        batch_rows=engine.train_micro_batch_size_per_gpu(),
-        sequence_length=config.data.sequence_length,
-        num_masked=config.data.num_masked,
-    )
     return Run(
         config,
         batches,
@@ -135,9 +130,32 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         objective,
         engine,
         generator,
-        flops_per_token,
+        _flops_per_token(config, shape, auxiliary_shape, engine.train_micro_batch_size_per_gpu()),
         peak_flops=float(parallel.sum_over_processes(_matrix_product_flops())),
         facts=facts | {"weights": num_weights},
+    )
+
+
+def _identity(settings: dict[str, Any], batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same when a run is resumed, and is not told by its config."""
+    identity: dict[str, Any] = {"zero_stage": deepspeed_config.zero_stage(settings)}
+    identity |= {f"corpus {each.path}": each.fingerprint for each in batches.corpora}
+    return identity | {name: facts[name] for name in ("auxiliary_weights",) if name in facts}
+
+
+def _flops_per_token(
+    config: Config, shape: PreTrainedConfig, auxiliary_shape: PreTrainedConfig | None, micro_batch_rows: int
+) -> float:
+    """Model FLOPs for each token of a step; NaN, and MFU with it, for an auxiliary model of a type not counted."""
+    if auxiliary_shape is not None and auxiliary_shape.model_type not in FAMILIES:
+        return math.nan
+    return flops.model_flops_per_token(
+        config.objective,
+        shape,
+        auxiliary_shape,
+        batch_rows=micro_batch_rows,
+        sequence_length=config.data.sequence_length,
+        num_masked=config.data.num_masked,
     )
 
 
@@ -159,6 +177,7 @@ def _engine(
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.keep_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
     on_rank_zero(lambda: run_folder.require_space(config.output, needed))
+    on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))
     groups = optim.parameter_groups(module, config.optimizer.weight_decay)
     engine = parallel.training_engine(module, groups, settings)
     if config.run.compile:
@@ -182,7 +201,7 @@ def _objective(
             return objectives.Mlm(tokenizer.mask_token_id), None, {}
         case "unigram" | "random":
             sampler = Statistic(_word_weights(config, batches, len(tokenizer)), tokenizer, config.seed)
-            return objectives.Frozen(sampler, None, config.data.mask_rate), None, {}
+            return objectives.Frozen(sampler, None, config.data.masked_share), None, {}
         case "joint_decoupled":
             decoupled = Decoupled(config, tokenizer)
             return decoupled, decoupled.generator_shape, {}
@@ -209,7 +228,7 @@ def _frozen(
     """The objective on an auxiliary model that has passed the gate."""
     frozen, model, facts = open_auxiliary(config, tokenizer, batches)
     schedule = TemperatureConfig("constant", initial=1.0) if config.objective == "two_stage" else config.temperature
-    return objectives.Frozen(frozen, schedule, config.data.mask_rate), model.config, facts
+    return objectives.Frozen(frozen, schedule, config.data.masked_share), model.config, facts
 
 
 def open_auxiliary(
@@ -224,6 +243,7 @@ def open_auxiliary(
     if config.auxiliary_gate:
         auxiliary.gate(config.auxiliary, accuracy, most_frequent, total)
     facts = {"auxiliary": config.auxiliary, "auxiliary_top1": accuracy, "most_frequent_share": most_frequent}
+    facts["auxiliary_weights"] = auxiliary.weights_fingerprint(model)
     return frozen, model, facts
 
 
@@ -240,4 +260,4 @@ def _replay(
     on_rank_zero(check)
     store = replay.open_store(config, batches)
     pad_id = cast(int, tokenizer.pad_token_id)
-    return replay.Replay(store, pad_id, config.temperature, config.data.mask_rate), None, replay.facts(store)
+    return replay.Replay(store, pad_id, config.temperature, config.data.masked_share), None, replay.facts(store)

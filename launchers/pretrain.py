@@ -7,21 +7,20 @@ import os
 import sys
 import warnings
 
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from fast_electra import command_line, deepspeed_config, summary
-
 
 def main() -> int:
     """Run the command line; returns the exit status: 0 done, 2 refused input."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    from fast_electra import command_line, deepspeed_config, summary
+
     try:
-        config, path = command_line.parse(sys.argv[1:], __doc__)
+        config, path = command_line.parse(sys.argv[1:], str(__doc__))
         settings = deepspeed_config.read(path)
-        from fast_electra import parallel, pretrain
+        from fast_electra import parallel, pretrain  # seconds of imports, after what can be refused at once
 
         result = pretrain.pretrain(config, settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     if parallel.rank() == 0:

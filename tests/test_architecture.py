@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
-    randomness config recipes
+    randomness config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
     masking batches
     temperature encoder auxiliary gumbel replacements replacement_codec replacement_store
@@ -27,6 +27,7 @@ def imports(path):
             yield from (f"fast_electra.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_every_module_has_its_place_in_the_flow():

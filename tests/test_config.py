@@ -2,14 +2,14 @@ import dataclasses
 
 import pytest
 
-from fast_electra import config, recipes
+from fast_electra import config_file, recipes
 from fast_electra.config import Config, DataConfig, EncoderConfig
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_saved_config_loads_as_it_was(name, tmp_path):
-    config.save(recipes.get(name), tmp_path / "config.json")
-    assert config.load(tmp_path / "config.json") == recipes.get(name)
+    config_file.save(recipes.get(name), tmp_path / "config.json")
+    assert config_file.load(tmp_path / "config.json") == recipes.get(name)
 
 
 def test_a_config_cannot_be_changed_after_the_fact():
@@ -48,14 +48,14 @@ def test_bad_weights_are_refused(corpus):
 def test_unknown_keys_in_a_saved_config_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"recipe": "demo", "sped": 3}')
     with pytest.raises(ValueError, match=r"\['sped'\]: unknown keys"):
-        config.load(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3}', '{"run": {"steps": 0}}', '{"seed": "x"}'])
 def test_a_damaged_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"no config that this version can read"):
-        config.load(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")
 
 
 def test_the_auxiliary_run_is_the_same_run_with_its_own_model_and_folder():

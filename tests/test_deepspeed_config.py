@@ -9,6 +9,7 @@ from fast_electra.deepspeed_config import fill, micro_batch_rows, read, zero_sta
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 DEMO = recipes.get("demo")
+ZERO3 = {"zero_optimization": {"stage": 3}}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -32,15 +33,15 @@ def test_stages_are_what_their_names_say():
 
 
 def test_what_is_left_out_is_filled_in_too():
-    filled = fill({}, DEMO, 1, on_cpu=True)
+    filled = fill(ZERO3, DEMO, 1, on_cpu=True)
     assert filled["bf16"] == {"enabled": True}
     assert filled["gradient_clipping"] == 1.0
 
 
 def test_the_given_settings_are_not_changed():
-    given = {"train_batch_size": "auto"}
+    given = {"train_batch_size": "auto", **ZERO3}
     fill(given, DEMO, 1, on_cpu=True)
-    assert given == {"train_batch_size": "auto"}
+    assert given == {"train_batch_size": "auto", **ZERO3}
 
 
 def test_all_clashes_are_reported_together():
@@ -50,7 +51,7 @@ def test_all_clashes_are_reported_together():
         "optimizer": {"params": {"lr": 0.1}},
         "fp16": {"enabled": True},
         "scheduler": {"type": "WarmupLR"},
-        "zero_optimization": {"reduce_bucket_size": "auto"},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"},
     }
     with pytest.raises(ValueError) as caught:
         fill(given, DEMO, 1, on_cpu=True)
@@ -88,3 +89,32 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path, text, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is no file; ds_configs/ holds"):
         deepspeed_config.read(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optimizer": "AdamW"},
+        {"bf16": True},
+        {"zero_optimization": 3},
+        {"csv_monitor": True},
+        {"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}},
+        {"zero_optimization": {"stage": "three"}},
+        {"zero_optimization": {"stage": 0}},
+        {},
+    ],
+    ids=str,
+)
+def test_settings_of_the_wrong_form_are_refused(given):
+    with pytest.raises(ValueError, match=r"expected an object of settings|choose 1, 2 or 3"):
+        fill(given, DEMO, 1, on_cpu=True)
+
+
+def test_gradients_accumulate_in_float32():
+    assert fill(ZERO3, DEMO, 1, on_cpu=True)["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_deepspeeds_own_optimizer_is_left_for_offload_from_a_gpu():
+    offload = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    assert "torch_adam" not in fill(offload, DEMO, 1, on_cpu=False)["optimizer"]["params"]
+    assert fill(ZERO3, DEMO, 1, on_cpu=False)["optimizer"]["params"]["torch_adam"] is True

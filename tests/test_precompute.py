@@ -18,7 +18,8 @@ from conftest import TINY, launch, metrics
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from fast_electra import config as configs
-from fast_electra import precompute, replay, setup_run
+from fast_electra import config_file, precompute, replay, setup_run
+from fast_electra.auxiliary import weights_fingerprint
 from fast_electra.config import Config
 from fast_electra.objectives import Frozen
 from fast_electra.replacement_store import Provenance, ReplacementStore
@@ -167,15 +168,15 @@ def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
 def test_weights_that_differ_in_one_number_have_another_fingerprint():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 4, dtype=torch.bfloat16)
-    before = precompute.weights_fingerprint(model)
-    assert precompute.weights_fingerprint(model) == before
+    before = weights_fingerprint(model)
+    assert weights_fingerprint(model) == before
     model.weight.data[2, 1] += 1
-    assert precompute.weights_fingerprint(model) != before
+    assert weights_fingerprint(model) != before
 
 
 def expected_replaced_shares(output, folder):
     """What a run's rows must say, from the paths alone."""
-    config = configs.load(output / "config.json")
+    config = config_file.load(output / "config.json")
     batches = setup_run.open_batches(config)
     store = replay.open_store(config, batches)
     objective: Frozen = replay.Replay(store, 0, config.temperature, config.data.mask_rate)

@@ -22,8 +22,36 @@ def test_settings_that_change_no_result_may_change(config):
     run_folder.claim(replace(config, run=replace(config.run, log_every=1, micro_batch_rows=4, stop_at_step=3)))
 
 
-def test_another_run_is_refused_with_every_difference(config):
+def test_a_claim_under_which_nothing_was_made_may_be_taken_over_or_leaves_nothing(config, tmp_path):
     run_folder.claim(config)
+    run_folder.claim(replace(config, seed=4))
+    run_folder.release(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_made_something_is_never_released(config, tmp_path):
+    run_folder.claim(config)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    run_folder.release(config)
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_other_inputs_under_the_same_names_are_refused(config):
+    run_folder.claim(config)
+    run_folder.bind(config.output, {"corpus data/wiki": "abc", "zero_stage": 3})
+    run_folder.bind(config.output, {"corpus data/wiki": "abc", "zero_stage": 3})
+    with pytest.raises(ValueError, match=r"(?s)other inputs.*corpus data/wiki: 'abc' there, 'xyz' now"):
+        run_folder.bind(config.output, {"corpus data/wiki": "xyz", "zero_stage": 3})
+
+
+def test_numbers_that_json_cannot_hold_become_null(tmp_path):
+    run_folder.MetricsLog(str(tmp_path), 0).write({"step": 1, "held_out": {"roc_auc": float("nan")}})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["held_out"]["roc_auc"] is None
+
+
+def test_another_run_is_refused_with_every_difference(config, tmp_path):
+    run_folder.claim(config)
+    (tmp_path / "run" / "checkpoints").mkdir()
     other = replace(config, seed=4, run=replace(config.run, steps=7))
     with pytest.raises(ValueError, match=r"(?s)holds another run.*seed: 0 there, 4 now.*run.steps: 700 there, 7 now"):
         run_folder.claim(other)

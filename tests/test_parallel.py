@@ -1,0 +1,98 @@
+"""The edge: what a process holds under ZeRO-3, and what training leaves alone."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForMaskedLM
+
+from fast_electra import deepspeed_config, optim, parallel, recipes
+from fast_electra.auxiliary import Auxiliary, MaskedLM
+from fast_electra.batches import Batches
+from fast_electra.config import DataConfig, TemperatureConfig
+from fast_electra.corpus import Corpus
+from fast_electra.encoder import transformers_config
+from fast_electra.objectives import Frozen
+
+SHARE = """
+import torch
+from fast_electra import deepspeed_config, discriminator, parallel, recipes
+from fast_electra.encoder import transformers_config
+
+class Words:
+    pad_token_id, cls_token_id, sep_token_id = 0, 2, 3
+    def __len__(self):
+        return 4096
+
+config = recipes.get("demo")
+parallel.start()
+settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
+with parallel.building(settings):
+    model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
+share = parallel.local_weight_elements(model) / parallel.num_weights(model)
+print(f"rank {parallel.rank()} holds {share:.3f}", flush=True)
+"""
+
+
+def test_a_model_built_under_zero_3_is_never_whole_on_one_process(tmp_path):
+    (tmp_path / "share.py").write_text(SHARE)
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29871", "share.py"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=True
+    )
+    shares = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("rank")]
+    assert len(shares) == 2
+    assert all(share < 0.55 for share in shares)
+
+
+@pytest.fixture
+def frozen_training(tiny_corpus):
+    """An engine on a tiny discriminator and the frozen model it is fed by, in this process."""
+    parallel.start()
+    corpus, tiny = Corpus.open(tiny_corpus), recipes.get("demo")
+    encoder = replace(tiny.encoder, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48)
+    config = replace(tiny, encoder=encoder, run=replace(tiny.run, batch_rows=4, micro_batch_rows=4))
+    batches = Batches([(corpus, 1.0)], DataConfig(sequence_length=32, held_out_rows=4), seed=0)
+    shape = transformers_config(encoder, corpus.tokenizer)
+    model = AutoModelForMaskedLM.from_config(shape, dtype=torch.bfloat16)
+    auxiliary = Auxiliary(parallel.inference_engine(MaskedLM(model), torch.bfloat16), corpus.tokenizer, seed=0)
+    objective = Frozen(auxiliary, TemperatureConfig(), 0.15)
+    settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 1, True)
+    with parallel.building(settings):
+        module = objective.module(shape, "eager", torch.bfloat16)
+    engine = parallel.training_engine(module, optim.parameter_groups(module, 0.01), settings)
+    yield engine, objective, model, batches
+    engine.destroy()
+
+
+def test_training_changes_the_discriminator_and_never_the_auxiliary_model(frozen_training):
+    engine, objective, model, batches = frozen_training
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trained = dict(parallel.full_weights(engine, engine.module))
+    for step in range(3):
+        inputs = objective.inputs(batches.training(4 * step, 4), 0.5)
+        loss, _ = engine(*inputs)
+        engine.backward(loss)
+        engine.step()
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    assert not any(model is module for module in engine.module.modules())
+    changed = [not torch.equal(trained[name], now) for name, now in parallel.full_weights(engine, engine.module)]
+    assert all(changed)
+
+
+def test_the_discriminator_sees_samples_and_never_a_mask(frozen_training):
+    _, objective, _, batches = frozen_training
+    batch = batches.training(0, 1000)
+    input_ids, labels = objective.inputs(batch, 0.0)
+    assert not (input_ids == batches.corpora[0].tokenizer.mask_token_id).any()
+    assert torch.equal(labels.bool(), input_ids != batch.input_ids)
+    elsewhere = torch.ones_like(labels, dtype=torch.bool).scatter(1, batch.positions, False)
+    assert not labels[elsewhere].any()
+    assert 0 < labels.sum() < batch.positions.numel(), "some samples equal the original and count as original"
