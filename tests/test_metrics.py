@@ -17,7 +17,7 @@ def example():
 
 def test_metrics_agree_with_scikit_learn(example):
     logits, labels, _ = example
-    report = metrics.rtd_report(metrics.rtd_counts(*example), mask_rate=0.15)
+    report = metrics.rtd_report(metrics.rtd_counts(*example), masked_share=0.15)
     flat, scores = labels.flatten().numpy(), logits.flatten().numpy()
     assert report["roc_auc"] == pytest.approx(roc_auc_score(flat, scores), abs=2e-4)
     assert report["precision"] == pytest.approx(precision_score(flat, scores > 0))
