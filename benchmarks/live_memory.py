@@ -109,23 +109,34 @@ def allocator_peak(action: Callable[[], object], device: torch.device) -> int:
         action()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    return max(accumulate(_cpu_changes(action), initial=0))
+    return max(accumulate((change for _, change in _cpu_events(action)), initial=0))
 
 
 def allocator_change(action: Callable[[], object], device: torch.device) -> int:
-    """The bytes that `action()` leaves allocated, above what there was before."""
+    """The bytes that `action()` allocates and leaves allocated, whatever else is released meanwhile (on a CPU)."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         action()
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device) - before
-    return sum(_cpu_changes(action))
+    live: dict[int, int] = {}
+    for address, change in _cpu_events(action):
+        if change > 0:
+            live[address] = change
+        else:
+            live.pop(address, None)
+    return sum(live.values())
 
 
-def _cpu_changes(action: Callable[[], object]) -> list[int]:
-    """Bytes allocated (above 0) and released (below) on the CPU while `action()` ran, in order."""
+def _cpu_events(action: Callable[[], object]) -> list[tuple[int, int]]:
+    """(address, bytes) of what was allocated (above 0) and released (below) on the CPU during `action()`, in order."""
     with torch.autograd.profiler.profile(profile_memory=True) as profiled:
         action()
     assert profiled.kineto_results is not None
-    events = [event for event in profiled.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    events, waiting = [], list(profiled.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            events.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    return [(address, change) for _, address, change in sorted(events)]

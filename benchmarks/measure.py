@@ -119,7 +119,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
 
 
 def _simulated_gib(each: Contestant, settings: dict[str, Any]) -> float | None:
-    """The peak that a simulation of the same step expects: one micro-batch an update, DeepSpeed's buffer added.
+    """The peak that a simulation of the same step expects, DeepSpeed's buffer added.
 
     None for an objective that is not simulated.
     """
@@ -127,7 +127,7 @@ def _simulated_gib(each: Contestant, settings: dict[str, Any]) -> float | None:
         return None
     kernel = attention_kernel(each.run.config.encoder, each.case.sequence_length, parallel.device())
     bucket = settings.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
-    expected = simulate(each.case, kernel, accumulating=False)
+    expected = simulate(each.case, kernel)
     stage = deepspeed_config.zero_stage(settings)
     return float(per_gpu(expected, stage, parallel.world_size(), bucket=int(bucket))["total_gib"])
 

@@ -1,9 +1,8 @@
 """Peak memory of one full-size training step of every objective, without a GPU: the step runs on fake tensors.
 
 Fake tensors have a shape, a type and a storage size but no contents, so that a model of 1.5 billion weights takes a
-step (benchmarks/step.py) on a laptop, operation by operation, through the objective's own code. The moment measured is
-the second micro-batch of an update, which decides what fits: the gradients of the first are there. It is the step of
-one process without DeepSpeed's buffers; `per_gpu` adds those and divides by the ZeRO stage.
+step (benchmarks/step.py) on a laptop, operation by operation, through the objective's own code. It is the step of one
+process without DeepSpeed's buffers; `per_gpu` adds those and divides by the ZeRO stage.
 
     python -m benchmarks.simulate [base/frozen large/joint_shallow ...] [--output runs/bench]
 """
@@ -24,16 +23,16 @@ from benchmarks.live_memory import LiveMemory
 from benchmarks.rows import Row
 
 FORMULA = (
-    "most bytes of live tensors at any operation of one process's second micro-batch of an update and of the update "
-    "itself: bf16 weights and gradients (2 + 2 bytes a weight), float32 weights and two Adam moments (12), the "
-    "auxiliary model in bf16, activations, temporary"
+    "most bytes of live tensors at any operation of one process's micro-batch and of the update after it: bf16 weights "
+    "(2 bytes a weight), float32 sums of gradients (4) and bf16 gradients as they appear (up to 2), float32 weights "
+    "and two Adam moments (12), the auxiliary model in bf16, activations, temporary"
 )
 
 
-def simulate(case: Case, attention: str = "sdpa", accumulating: bool = True) -> Row:
+def simulate(case: Case, attention: str = "sdpa") -> Row:
     """The peak of the case's step, by kind of memory, in bytes; raises ValueError for a head on all positions.
 
-    `attention` is what transformers calls the kernel; `accumulating`: gradients of an earlier micro-batch are there.
+    `attention` is what transformers calls the kernel.
     """
     if case.objective not in cases.SIMULATED_OBJECTIVES:
         known = ", ".join(cases.SIMULATED_OBJECTIVES)
@@ -43,7 +42,7 @@ def simulate(case: Case, attention: str = "sdpa", accumulating: bool = True) -> 
     start = time.perf_counter()
     with FakeTensorMode():
         memory = LiveMemory()
-        module = step.run(case, torch.device("cpu"), memory, attention, accumulating)
+        module = step.run(case, torch.device("cpu"), memory, attention)
         num_weights = sum(parameter.numel() for parameter in module.parameters())
     peak = memory.peak()
     return {

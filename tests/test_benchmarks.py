@@ -135,15 +135,16 @@ def test_the_allocators_change_is_what_stays() -> None:
     kept: list[torch.Tensor] = []
     assert allocator_change(lambda: kept.append(torch.ones(100_000).exp()), CPU) == 400_000
     assert allocator_peak(lambda: kept.append(torch.ones(100_000).exp()), CPU) == 800_000
+    assert allocator_change(kept.clear, CPU) == 0, "what others release does not count"
 
 
-def test_the_peak_holds_every_weight_its_gradient_and_its_optimizer_state() -> None:
+def test_the_peak_holds_every_weight_its_gradients_and_its_optimizer_state() -> None:
     row = simulate(TINY)
     assert row["peak_bytes"]["parameters"] == 2 * row["trained_weights"]
-    assert row["peak_bytes"]["gradients"] == 2 * row["trained_weights"]
+    assert row["peak_bytes"]["gradients"] >= 4 * row["trained_weights"]
+    assert row["update_bytes"]["gradients"] == pytest.approx(6 * row["trained_weights"], rel=0.01)
     assert row["peak_bytes"]["optimizer"] == pytest.approx(12 * row["trained_weights"], rel=1e-4)
     assert row["peak_bytes"]["auxiliary"] > 0
-    assert row["update_bytes"]["temporary"] == 4 * row["trained_weights"]
 
 
 def test_a_joint_generator_costs_memory_that_a_frozen_one_does_not() -> None:
@@ -178,11 +179,13 @@ def test_zero_splits_what_belongs_to_weights_and_nothing_else() -> None:
     one, many = per_gpu(row, 3, 1), per_gpu(row, 3, 64)
     gathered = row["backward_bytes"]["parameters"]
     assert many["bytes"]["optimizer"] == one["bytes"]["optimizer"] / 64
-    assert many["bytes"]["gradients"] == one["bytes"]["gradients"] / 64
+    sums = 4 * row["trained_weights"]
+    assert one["bytes"]["gradients"] - many["bytes"]["gradients"] == pytest.approx(sums * 63 / 64)
     assert many["bytes"]["parameters"] == one["bytes"]["parameters"] / 64 + gathered
     assert many["bytes"]["activations"] == one["bytes"]["activations"]
     assert many["bytes"]["auxiliary"] == one["bytes"]["auxiliary"]
     assert per_gpu(row, 1, 64)["bytes"]["gradients"] == row["backward_bytes"]["gradients"]
+    assert per_gpu(row, 1, 1)["bytes"] == row["peak_bytes"] | {"buffers": 0.0}
     offloaded = per_gpu(row, 3, 8, "optimizer and weights")
     assert offloaded["bytes"]["optimizer"] == 0
     assert offloaded["host_gib"] * 2**30 == pytest.approx(18 * row["trained_weights"] / 8)
