@@ -29,13 +29,14 @@ _PATH = tuple(
         *("parallel", "pretrain", "randomness", "setup_run", "statistic", "temperature"),
     )
 )
+_TIMED = tuple(f"benchmarks/{name}.py" for name in ("contestant", "measure", "per_gpu", "simulate"))
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
     "replay": ("benchmarks/cases.py", "benchmarks/contestant.py", "benchmarks/replay.py", "fast_electra/*.py"),
-    "throughput": (*_SHAPES, *_STEP, *_MODELS, *_PATH, "benchmarks/contestant.py", "benchmarks/measure.py"),
+    "throughput": (*_SHAPES, *_STEP, *_MODELS, *_PATH, *_TIMED),
 }
 
 
