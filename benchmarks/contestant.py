@@ -112,6 +112,7 @@ def build(case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "",
     """
     config = _config(case, scratch, corpus, micro_batches)
     batches = _batches(case, config)
+    setup_run.on_rank_zero(lambda: Path(config.output).mkdir(parents=True, exist_ok=True))
     if config.auxiliary:
         setup_run.on_rank_zero(lambda: _write_auxiliary(case, batches, Path(config.auxiliary)))
     return Contestant(case, setup_run.build(config, settings, batches))
@@ -124,7 +125,7 @@ def _config(case: Case, scratch: Path, corpus: str, micro_batches: int) -> Confi
     rows, auxiliary = config.run.micro_batch_rows, f"auxiliary-{case.recipe}-{case.sequence_length}-{case.vocab_size}"
     return dataclasses.replace(
         config,
-        output=str(scratch),
+        output=str(scratch / case.name.replace("/", "-")),
         corpus=corpus,
         auxiliary=str(scratch / auxiliary) if config.needs_auxiliary else "",
         auxiliary_gate=False,

@@ -38,12 +38,12 @@ def demo() -> Config:
         encoder=encoder,
         auxiliary_model=AuxiliaryConfig(
             encoder=replace(encoder, num_layers=2, hidden_size=128, num_heads=4, intermediate_size=352),
-            steps=700,
+            steps=600,
             peak_learning_rate=1.5e-3,
         ),
         generator=GeneratorConfig(depth_divisor=2),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-3),
-        run=RunConfig(steps=700, batch_rows=64, micro_batch_rows=64, log_every=20, evaluate_every=350, save_every=175),
+        optimizer=OptimizerConfig(peak_learning_rate=1.5e-3),
+        run=RunConfig(steps=750, batch_rows=64, micro_batch_rows=64, log_every=25, evaluate_every=250, save_every=250),
     )
 
 

@@ -58,7 +58,7 @@ def test_all_clashes_are_reported_together():
     for part in (
         "train_batch_size: the JSON says 32, the recipe 64",
         "gradient_clipping: the JSON says 0.5",
-        "optimizer.params.lr: the JSON says 0.1, the recipe 0.001",
+        "optimizer.params.lr: the JSON says 0.1, the recipe 0.0015",
         "fp16.enabled",
         "scheduler",
         "zero_optimization.reduce_bucket_size: 'auto' has no counterpart",
