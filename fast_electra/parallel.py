@@ -43,6 +43,12 @@ def start() -> None:
         torch.cuda.set_device(device())
 
 
+def stop() -> None:
+    """Leave the process group together, so that none is cut off by another's exit."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -25,6 +25,7 @@ def main() -> int:
         return 2
     if parallel.rank() == 0:
         print(summary.describe(result) if "export" in result else summary.stopped(result), flush=True)
+    parallel.stop()
     return 0
 
 

@@ -53,6 +53,12 @@ def tiny_tokenizer(tiny_corpus):
     return AutoTokenizer.from_pretrained(tiny_corpus / "tokenizer")
 
 
+def clean_environment(**added: str) -> dict[str, str]:
+    """This process's environment without the place in a process group that an engine in it may have taken."""
+    place = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in place} | added
+
+
 def launch(*arguments: str, num_processes: int = 1, check: bool = True, timeout: int = 240):
     """`deepspeed launchers/pretrain.py ARGUMENTS` as a user starts it; returns the finished process."""
     port = 20_000 + os.getpid() % 20_000 + num_processes
@@ -63,7 +69,7 @@ def launch(*arguments: str, num_processes: int = 1, check: bool = True, timeout:
         "launchers/pretrain.py",
         *arguments,
     ]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )

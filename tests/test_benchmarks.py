@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import clean_environment
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -405,7 +406,7 @@ def test_real_steps_under_deepspeed_hold_what_the_simulation_says(tmp_path: Path
     names = [replace(TINY, objective=name).name for name in ("frozen", "joint_shallow")]
     names.append(replace(TINY, vocab_size=16_000, micro_batch_rows=1).name)  # its peak is in the update
     command = [sys.executable, "-m", "benchmarks.measure", *names, "--turns=2", f"--output={tmp_path}"]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     done = subprocess.run(
         [*command, f"--deepspeed={tmp_path / 'zero1.json'}"],
         cwd=ROOT,

@@ -1,6 +1,5 @@
 """The edge: what a process holds under ZeRO-3, and what training leaves alone."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
 from fast_electra import deepspeed_config, optim, parallel, recipes
@@ -37,13 +36,14 @@ with parallel.building(settings):
     model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
 share = parallel.local_weight_elements(model) / parallel.num_weights(model)
 print(f"rank {parallel.rank()} holds {share:.3f}", flush=True)
+parallel.stop()
 """
 
 
 def test_a_model_built_under_zero_3_is_never_whole_on_one_process(tmp_path):
     (tmp_path / "share.py").write_text(SHARE)
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29871", "share.py"]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=True
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, launch, metrics
+from conftest import TINY, clean_environment, launch, metrics
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from fast_electra import config as configs
@@ -65,7 +65,7 @@ def command(*arguments, num_processes=1):
 
 
 def start(*arguments, num_processes=1):
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     return subprocess.run(
         command(*arguments, num_processes=num_processes),
         cwd=ROOT,
