@@ -72,6 +72,7 @@ def main() -> int:
         return 2
     if parallel.rank() == 0:
         print(summary(config.output, manifest), flush=True)
+    parallel.stop()
     return 0
 
 

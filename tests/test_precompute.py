@@ -103,7 +103,8 @@ def test_the_folder_and_what_is_said_of_it(built):
 
 def test_killed_and_started_again_on_two_processes_it_ends_at_the_same_bytes(inputs, built, tmp_path):
     arguments = [*DATA, *inputs, f"--draws={DRAWS}", f"--output={tmp_path / 'paths'}"]
-    with subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+    with subprocess.Popen(command(*arguments), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as running:
         while not list((tmp_path / "paths").glob("shard-*")):
             assert running.poll() is None
             time.sleep(0.01)
