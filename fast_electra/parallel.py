@@ -113,14 +113,27 @@ def building(settings: dict[str, Any]) -> Iterator[None]:
 
 def training_engine(module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Engine:
     """DeepSpeed's engine around a module and its parameter groups."""
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
+    with _buffers_kept(module):
+        engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     return engine
 
 
 def inference_engine(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A frozen module in DeepSpeed-Inference's engine, whole on each process, without kernel injection."""
     frozen = module.eval().requires_grad_(False).to(device())
-    return deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
+    with _buffers_kept(frozen):
+        return deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Buffers keep their precision: DeepSpeed casts them with the weights, and rotary frequencies in bf16 turn far
+    positions by wrong angles (ZeRO-3 leaves them alone, so that stages would also differ)."""
+    exact = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    yield
+    for name, buffer in module.named_buffers():
+        if name in exact and buffer.dtype != exact[name].dtype:
+            buffer.data = exact[name].to(buffer.device)
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

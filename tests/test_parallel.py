@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
-from fast_electra import deepspeed_config, optim, parallel, recipes
+from fast_electra import deepspeed_config, discriminator, optim, parallel, recipes
 from fast_electra.auxiliary import Auxiliary, MaskedLM
 from fast_electra.batches import Batches
 from fast_electra.config import DataConfig, TemperatureConfig
@@ -97,3 +97,21 @@ def test_the_discriminator_sees_samples_and_never_a_mask(frozen_training):
     elsewhere = torch.ones_like(labels, dtype=torch.bool).scatter(1, batch.positions, False)
     assert not labels[elsewhere].any()
     assert 0 < labels.sum() < batch.positions.numel(), "some samples equal the original and count as original"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_rotary_frequencies_stay_in_float32(stage, tiny_corpus):
+    parallel.start()
+    config, tokenizer = recipes.get("demo"), Corpus.open(tiny_corpus).tokenizer
+    shape = transformers_config(config.encoder, tokenizer)
+    settings = deepspeed_config.fill({"zero_optimization": {"stage": stage}}, config, 1, True)
+    with parallel.building(settings):
+        module = discriminator.build(shape, "eager", torch.bfloat16)
+    engine = parallel.training_engine(module, optim.parameter_groups(module, 0.01), settings)
+    frozen = parallel.inference_engine(MaskedLM(AutoModelForMaskedLM.from_config(shape)), torch.bfloat16)
+    for each in (engine.module, frozen):
+        frequencies = [buffer for name, buffer in each.named_buffers() if "inv_freq" in name]
+        assert frequencies
+        assert {buffer.dtype for buffer in frequencies} == {torch.float32}
+    assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
+    engine.destroy()
