@@ -21,7 +21,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from fast_electra import tokenizer as tokenizers
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.encoder import positions_available, with_new_weights
-from fast_electra.randomness import Stream, uniform
+from fast_electra.statistic import uniforms
 
 LOGITS_BUDGET_MIB = 256
 
@@ -58,16 +58,16 @@ def mask_out(batch: MaskedBatch, mask_id: int) -> Tensor:
     return batch.input_ids.scatter(1, batch.positions, mask_id)
 
 
-def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-    """One sample (...) of softmax(logits / temperature) over the last axis of `logits` (..., V) per uniform (...).
+def draw(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
+    """One sample (...) of softmax(logits / temperature) over the last axis of `logits` (..., V) per number (...).
 
-    The first word whose cumulative weight passes the uniform; exact up to float32's 2^-24 in the cumulative weight.
+    The first word whose cumulative weight passes the number, uniform in (0, 1); exact up to float32's 2^-24 in the cumulative weight.
     """
     weight = logits.float()
     weight = torch.exp((weight - weight.amax(dim=-1, keepdim=True)) / temperature)
     cumulative = weight.cumsum(dim=-1)
     total = cumulative[..., -1:]
-    target = torch.minimum(uniforms.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
+    target = torch.minimum(numbers.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
@@ -98,9 +98,8 @@ class Auxiliary:
 
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position, drawn from softmax(logits / temperature)."""
-        keys, positions = batch.rows.cpu().numpy()[:, None], batch.positions.cpu().numpy()
-        uniforms = torch.from_numpy(uniform(self.seed, Stream.SAMPLE, keys, positions)).to(batch.input_ids.device)
-        return torch.cat([draw(logits, temperature, uniforms[rows]) for rows, logits in self.logits(batch)])
+        each = uniforms(batch, self.seed)
+        return torch.cat([draw(logits, temperature, each[rows]) for rows, logits in self.logits(batch)])
 
     def accuracy(self, batches: Batches, num_rows: int, device: torch.device) -> tuple[float, float, int]:
         """On held-out rows: share of masked tokens predicted, share of the most frequent one, and how many."""

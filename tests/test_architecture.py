@@ -8,8 +8,8 @@ _FLOW = """
     randomness config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
     masking batches
-    temperature encoder auxiliary gumbel replacements replacement_codec replacement_store
-    discriminator metrics statistic objectives joint decoupled replay
+    temperature encoder statistic auxiliary gumbel replacements replacement_codec replacement_store
+    discriminator metrics objectives joint decoupled replay
     optim model_flops paper_flops flops deepspeed_config run_folder command_line summary
     parallel checkpoint export setup_run precompute progress pretrain
 """
