@@ -61,7 +61,7 @@ def mask_out(batch: MaskedBatch, mask_id: int) -> Tensor:
 def draw(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
     """One sample (...) of softmax(logits / temperature) over the last axis of `logits` (..., V) per number (...).
 
-    The first word whose cumulative weight passes the number, uniform in (0, 1); exact up to float32's 2^-24 in the cumulative weight.
+    The first word whose cumulative weight passes the number; exact up to float32's 2^-24 in the cumulative weight.
     """
     weight = logits.float()
     weight = torch.exp((weight - weight.amax(dim=-1, keepdim=True)) / temperature)
