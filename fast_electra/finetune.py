@@ -1,0 +1,245 @@
+"""Fine-tune an encoder on one task with one seed: the field's recipe on transformers' Trainer.
+
+The recipe is ELECTRA's (Clark et al., ICLR 2020, appendix; values as in google-research/electra
+configure_finetuning.py): Adam .9/.999 with eps 1e-6, weight decay .01, gradients clipped at 1, batches of 32, linear
+warm-up over the first tenth and linear decay, layer-wise decay of the learning rate; 3 epochs, 10 for RTE and STS-B, 2
+for SQuAD; rows of up to 128 tokens, 512 for SQuAD; rates by width: 3e-4 below 512, 1e-4 below 1024, 5e-5 from there on,
+with a layer decay of .8, .8 and .9. Left out: ELECTRA trains on both orders of MRPC's and STS-B's pairs and has a
+larger question-answering head. Dropout is the model's own unless set.
+
+Rows are padded to the longest of their batch, and batches are drawn from rows of like length.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks
+from fast_electra.config import require
+from fast_electra.run_folder import flatten, write_json
+
+_MANY_EPOCHS = ("RTE", "STS-B")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be chosen; None is the recipe's value for the task and the model's width."""
+
+    epochs: float | None = None
+    learning_rate: float | None = None  # the head's, at its peak
+    layer_decay: float | None = None  # 1: the same rate everywhere
+    batch_rows: int = 32
+    max_length: int | None = None  # tokens a row
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    dropout: float | None = None  # None keeps the model's own rates
+    max_train_rows: int | None = None  # a fixed random choice of so many rows
+    bf16: bool | None = None  # None: where the hardware multiplies it
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "max_train_rows", "batch_rows"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "give a number above 0")
+        require(
+            self.max_length is None or self.max_length >= 8, "max_length", self.max_length, "give at least 8 tokens"
+        )
+        for name in ("layer_decay", "warmup_ratio", "weight_decay", "dropout"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, name, value, "give a number from 0 to 1")
+        require(self.layer_decay != 0, "layer_decay", self.layer_decay, "give a number above 0; 1 is no decay")
+        require(self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "give a share of the updates below 1")
+
+    def resolved(self, task: str, hidden_size: int, max_length: int) -> "Settings":
+        """The settings with every None of the recipe filled in."""
+        epochs = 2.0 if task in tasks.squad.TASKS else 10.0 if task in _MANY_EPOCHS else 3.0
+        rate = 3e-4 if hidden_size < 512 else 1e-4 if hidden_size < 1024 else 5e-5
+        return replace(
+            self,
+            epochs=self.epochs or epochs,
+            learning_rate=self.learning_rate or rate,
+            layer_decay=self.layer_decay or (0.8 if hidden_size < 1024 else 0.9),
+            max_length=max_length,
+            bf16=_computes_bf16() if self.bf16 is None else self.bf16,
+        )
+
+
+def finetune(
+    model: str, task: str, seed: int, data: str, output: str | None = None, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Fine-tune the encoder `model` (an exported folder or a name on the hub) on one task with one seed.
+
+    `data` is a folder of official files, or "hub". Returns `score`, `metrics` (0 to 100) and what they were reached
+    with; see `Job.run` for `output`. Raises ValueError for input that cannot be used, naming it and the way out.
+    """
+    return Job(model, task, data, settings or Settings()).run(seed, output)
+
+
+class Job:
+    """One task for one model: what its seeds share. Raises ValueError like `finetune`."""
+
+    def __init__(self, model: str, task: str, data: str, settings: Settings) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("WORLD_SIZE is above 1: fine-tuning runs as one process; start it with plain python")
+        (task,) = tasks.names(task)
+        config = task_head.load_config(model)
+        usual = 512 if task in tasks.squad.TASKS else 128
+        length = task_head.longest_row(model, config, settings.max_length, usual)
+        self.model, self.name = model, task
+        self.settings = settings.resolved(task, int(config.hidden_size), length)
+        self.tokenizer = task_head.load_tokenizer(model, config)
+        self.task = tasks.read(task, data, self.tokenizer, length)
+        self.identity = {
+            "task": task,
+            "weights": task_head.identity(model, config),
+            "data": self.task.fingerprint,
+            "settings": asdict(self.settings),
+        }
+
+    def run(self, seed: int, output: str | None = None, title: str | None = None) -> dict[str, Any]:
+        """Train and measure with one seed; `title` heads the progress bars.
+
+        With an `output` folder the result is written to TASK/seed-N.json there, whole or not at all, and test
+        predictions to predictions/seed-N/. A result that is there already is returned as it is. Raises ValueError if
+        it is of another model, other data or settings, or if training diverges.
+        """
+        place = Path(output) / self.name / f"seed-{seed}.json" if output is not None else None
+        if place is not None and place.exists():
+            done = json_file.read(place, "Remove it, and the same command runs this seed again")
+            self._refuse_other(done.get("identity", {}), place)
+            return done
+        title = title or f"{self.name} seed {seed}"
+        assert self.settings.max_length is not None
+        model = task_head.load(self.model, self.task.num_labels, self.settings.max_length, seed, self.settings.dropout)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = self._trainer(model, seed, scratch, title)
+            started = time.perf_counter()
+            trained = trainer.train()
+            seconds = time.perf_counter() - started
+        # The samplers group by length whatever is predicted too, and its outputs would come in their order.
+        trainer.args.train_sampling_strategy = "sequential"
+        started = time.perf_counter()
+        folder = Path(output) / "predictions" / f"seed-{seed}" if output is not None else None
+        metrics = self.task.evaluate(lambda rows, what: _predict(trainer, rows, f"{title} {what}"), folder)
+        result = {
+            "task": self.name,
+            "seed": seed,
+            "score": scores.score(self.name, metrics),
+            "metrics": metrics,
+            "train_loss": trained.training_loss,
+            "steps": trained.global_step,
+            "train_rows": len(self._train_rows()),
+            "dropped_examples": self.task.dropped,
+            "seconds_training": seconds,
+            "seconds_evaluating": time.perf_counter() - started,
+            "model": self.model,
+            "identity": self.identity,
+        }
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(place, json_file.sealed(result))
+        return result
+
+    def _refuse_other(self, before: dict[str, Any], place: Path) -> None:
+        there, now = flatten(before), flatten(self.identity)
+        differing = [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items()]
+        differing = [line for line, key in zip(differing, now, strict=True) if there.get(key) != now[key]]
+        if differing:
+            raise ValueError(
+                f"{str(place)!r} is a result of other inputs; name a new folder with --output, or start with the same:"
+                "\n  " + "\n  ".join(differing)
+            )
+
+    def _trainer(self, model: PreTrainedModel, seed: int, scratch: str, title: str) -> Trainer:
+        chosen = self.settings
+        assert chosen.learning_rate is not None and chosen.layer_decay is not None and chosen.epochs is not None
+        groups = layer_decay.parameter_groups(model, chosen.learning_rate, chosen.layer_decay, chosen.weight_decay)
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=max(1, chosen.batch_rows // max(1, torch.cuda.device_count())),
+            per_device_eval_batch_size=64,
+            num_train_epochs=chosen.epochs,
+            learning_rate=chosen.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=chosen.warmup_ratio,
+            max_grad_norm=1.0,
+            bf16=bool(chosen.bf16),
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="group_by_length",
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=self._train_rows(),  # type: ignore[arg-type]
+            data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8),
+            processing_class=self.tokenizer,
+            callbacks=[Bar(title)],
+            optimizer_cls_and_kwargs=(
+                torch.optim.AdamW,
+                {"params": groups, "lr": chosen.learning_rate, "betas": (0.9, 0.999), "eps": 1e-6},
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _train_rows(self) -> list[dict[str, Any]]:
+        rows, most = self.task.train_rows, self.settings.max_train_rows
+        if most is None or most >= len(rows):
+            return rows
+        return [rows[index] for index in np.random.default_rng(0).permutation(len(rows))[:most]]
+
+
+class Bar(TrainerCallback):
+    """A progress bar with the time left, for training."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        self.bar = progress_bar(self.title, state.max_steps, "step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move on by an update."""
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def progress_bar(title: str, total: int, unit: str) -> tqdm:
+    """A bar that does not flood a log file."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=title, unit=unit, leave=False, dynamic_ncols=True, mininterval=interval)
+
+
+def _predict(trainer: Trainer, rows: list[dict[str, Any]], title: str) -> Any:
+    """The model's outputs for the rows, in their order; rows of like length go together."""
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    outputs = trainer.predict([rows[index] for index in order]).predictions  # type: ignore[arg-type]
+    if not all(np.isfinite(part).all() for part in (outputs if isinstance(outputs, tuple) else (outputs,))):
+        raise ValueError(
+            f"{title}: some outputs of the model are no numbers, so training diverged at learning_rate = "
+            f"{trainer.args.learning_rate:g}; give a lower one"
+        )
+    back = np.argsort(order)
+    return tuple(part[back] for part in outputs) if isinstance(outputs, tuple) else outputs[back]
+
+
+def _computes_bf16() -> bool:
+    return precision.dtype("auto", on_cpu=not torch.cuda.is_available()) == torch.bfloat16

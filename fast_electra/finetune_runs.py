@@ -1,0 +1,58 @@
+"""Several tasks and seeds one after another: what is done is not done again, and results.json tells all so far."""
+
+from pathlib import Path
+from typing import Any
+
+from fast_electra import scores, tasks
+from fast_electra.finetune import Job, Settings, progress_bar
+from fast_electra.run_folder import environment, write_json
+
+
+def finetune_all(
+    model: str, wanted: str, num_seeds: int, data: str, output: str, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Fine-tune `model` on the tasks of `wanted` ("all", or names between commas) with seeds 1 to `num_seeds` each.
+
+    Returns what results.json in `output` holds: for each task the median, range and all seeds of each measure. "all"
+    leaves out tasks of which the folder `data` has nothing, and names them under `without_data`. Raises ValueError for
+    input that cannot be used.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"seeds = {num_seeds}: give a number of at least 1")
+    names = tasks.names(wanted)
+    missing = [] if data == tasks.HUB else [name for name in names if not tasks.has_data(name, data)]
+    if missing and (wanted != "all" or missing == names):
+        raise ValueError(
+            f"data = {data!r} has nothing of {', '.join(missing)}: give the folder that holds the official files (a "
+            "folder a task, SQuAD's beside them or in squad/), leave these tasks out, or pass --data hub"
+        )
+    present = [name for name in names if name not in missing]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in present}
+    bar = progress_bar("all runs", len(present) * num_seeds, "run")
+    for name in present:
+        job = Job(model, name, data, settings or Settings())
+        for seed in range(1, num_seeds + 1):
+            runs[name].append(job.run(seed, output, f"{name} seed {seed} of {num_seeds}"))
+            results = _results(model, runs, missing)
+            write_json(Path(output) / "results.json", results)
+            bar.update()
+    bar.close()
+    return results
+
+
+def _results(model: str, runs: dict[str, list[dict[str, Any]]], missing: list[str]) -> dict[str, Any]:
+    found = {name: scores.over_seeds(one) for name, one in runs.items() if one}
+    return {
+        "model": model,
+        "weights": next(one[0] for one in runs.values() if one)["identity"]["weights"],
+        "glue_average": scores.glue_average(found),
+        "tasks": found,
+        "settings": {name: one[0]["identity"]["settings"] for name, one in runs.items() if one},
+        "seconds": {
+            name: sum(run["seconds_training"] + run["seconds_evaluating"] for run in one)
+            for name, one in runs.items()
+            if one
+        },
+        "without_data": missing,
+        "environment": environment(),
+    }

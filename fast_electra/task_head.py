@@ -1,0 +1,137 @@
+"""A pre-trained encoder with a new head for a task, by transformers' own classes.
+
+Whatever head the checkpoint has (replaced-token detection, masked LM) is left behind, but for a layer between encoder
+and output that both classes share (ModernBERT's prediction head). The output layer is always new, also where an old one
+would fit: a discriminator has one output, and so has STS-B. No weight of the encoder may be new.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from fast_electra import tokenizer
+from fast_electra.encoder import PLAIN_ATTENTION_TOKENS, positions_available
+from fast_electra.manifest import hash_file
+
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "embedding_dropout",
+    "mlp_dropout",
+    "attention_dropout",
+    "classifier_dropout",
+    "pooler_dropout",
+)
+
+
+def load_config(path: str) -> PreTrainedConfig:
+    """The config of an exported folder or an encoder of the hub. Raises ValueError when there is none."""
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever the files provoke
+        raise ValueError(
+            f"model = {path!r} has no config that transformers reads ({type(error).__name__}: {error}). Give a run's "
+            "export folder, a folder written by save_pretrained, or a name on the hub"
+        ) from error
+
+
+def load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer. Raises ValueError when there is none, or one with more entries than the model has."""
+    found = tokenizer.load(path)
+    if len(found) > config.vocab_size:
+        raise ValueError(
+            f"model = {path!r} has embeddings for {config.vocab_size:,} entries and a tokenizer of {len(found):,}: "
+            "save the model's own tokenizer beside it"
+        )
+    return found
+
+
+def identity(path: str, config: PreTrainedConfig) -> str:
+    """What tells this model from another under the same name: its commit on the hub, or a hash of its weight files."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None))
+    files = sorted(file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
+    if not files:
+        raise ValueError(f"model = {path!r} holds no weights (*.safetensors): give a run's export folder")
+    return xxhash.xxh3_128_hexdigest(" ".join(hash_file(file) for file in files).encode())
+
+
+def longest_row(path: str, config: PreTrainedConfig, wanted: int | None, usual: int) -> int:
+    """Tokens a row: what is `wanted`, or the `usual` number as far as the model has positions.
+
+    Raises ValueError when more is wanted than the model has.
+    """
+    available = positions_available(config)
+    if wanted is not None and wanted > available:
+        raise ValueError(f"max_length = {wanted}: {path!r} has {available} positions; give at most that many")
+    return wanted or min(usual, available)
+
+
+def load(path: str, num_labels: int, max_length: int, seed: int, dropout: float | None = None) -> PreTrainedModel:
+    """The encoder at `path` with a head for `num_labels` labels (1: a score; 0: the start and end of an answer).
+
+    The new weights are a function of `seed`. `dropout` None keeps the model's own rates. Raises ValueError when there
+    is no such class for this kind of encoder or when a weight of the encoder is not in the checkpoint.
+    """
+    kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForQuestionAnswering
+    config = load_config(path)
+    config.num_labels = num_labels or 2
+    if num_labels:
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+    for name in _DROPOUTS:
+        if dropout is not None and hasattr(config, name):
+            setattr(config, name, dropout)
+    plain = not torch.cuda.is_available() and max_length <= PLAIN_ATTENTION_TOKENS
+    torch.manual_seed(seed)
+    try:
+        model, info = kind.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager" if plain else None,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            weights_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # as above
+        what = "text classification" if num_labels else "question answering"
+        raise ValueError(
+            f"model = {path!r}, a {config.model_type!r}, cannot be loaded for {what} ({type(error).__name__}: {error})"
+            ". Give a folder or a name on the hub of an encoder that transformers has this class for"
+        ) from error
+    _refuse_new_weights(path, model, info)
+    _renew_output(model, seed)
+    return model
+
+
+def _refuse_new_weights(path: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    prefix = model.base_model_prefix + "."
+    new = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
+    missing = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
+    if missing:
+        raise ValueError(
+            f"model = {path!r}: {len(missing)} weights of the encoder are not in the checkpoint or of another shape "
+            f"(first: {missing[0]}), so they would be random. Export the model again, or give its whole folder"
+        )
+
+
+def _renew_output(model: PreTrainedModel, seed: int) -> None:
+    """Give the last linear layer, which makes the task's outputs, the weights that a new model of this seed has."""
+    inside = {id(module) for module in model.base_model.modules()}
+    name = [key for key, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) not in inside][-1]
+    torch.manual_seed(seed)
+    new: Any = type(model)
+    model.get_submodule(name).load_state_dict(new(model.config).get_submodule(name).state_dict())

@@ -1,0 +1,72 @@
+"""Fine-tune an encoder on GLUE and SQuAD, several seeds each: medians, ranges and test predictions.
+
+python launchers/finetune.py --model runs/demo/export --tasks CoLA,RTE --data FOLDER --seeds 3 --output runs/glue
+
+FOLDER holds the official files (CoLA/train.tsv ..., train-v1.1.json ...); without --data they come from the hub. The
+output folder gets results.json, TASK/seed-N.json, and in predictions/seed-N/ the files that the GLUE server takes.
+Killed and started again, this goes on with the first run that was not done.
+"""
+
+import os
+import sys
+from typing import Any
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """The options as `finetune_all` takes them. Raises ValueError naming what is wrong; `--help` exits."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from fast_electra.finetune import Settings
+
+    parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--model", type=str, required=True, help="exported folder, or an encoder's name on the hub")
+    parser.add_argument(
+        "--tasks",
+        type=str,
+        default="all",
+        help="all, or names between commas: CoLA SST-2 MRPC STS-B QQP MNLI (with AX) QNLI RTE WNLI SQuAD-1.1 SQuAD-2.0",
+    )
+    parser.add_argument("--data", type=str, default="hub", help="folder of official files, or hub")
+    parser.add_argument("--seeds", type=int, default=5, help="runs a task, with seeds 1 to this number")
+    parser.add_argument("--output", type=str, required=True, help="folder to make, or to go on with")
+    parser.add_class_arguments(Settings)
+    try:
+        options = parser.parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    given = {name: options.pop(name) for name in ("model", "data", "output")}
+    return {
+        **given,
+        "wanted": options.pop("tasks"),
+        "num_seeds": options.pop("seeds"),
+        "settings": Settings(**options),
+    }
+
+
+def main() -> int:
+    """Run the command line; returns the exit status: 0 done, 2 refused input."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        options = parse(sys.argv[1:])
+        from transformers.utils import logging
+
+        from fast_electra import finetune_runs, scores  # seconds of imports, after what can be refused at once
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        results = finetune_runs.finetune_all(**options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with the run that was not done", file=sys.stderr)
+        return 130
+    print(scores.table(results["tasks"]))
+    if results["without_data"]:
+        print(f"no data for {', '.join(results['without_data'])}")
+    print(f"all of it: {options['output']}/results.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""Fine-tuning learns every task from official files, goes on where it stopped, and is as good as run_glue."""
+
+import json
+import re
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import clean_environment
+from scipy import stats
+from sklearn.metrics import accuracy_score
+from task_files import ENTAILMENT, export, write_hard_rte, write_squad, write_task
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from fast_electra import finetune_runs, glue, squad
+from fast_electra.finetune import Job, Settings, finetune
+
+ROOT = Path(__file__).parent.parent
+LAUNCHER = ROOT / "launchers" / "finetune.py"
+LEARNS = Settings(epochs=8, learning_rate=5e-3, batch_rows=16, bf16=False)
+ONE_STEP = Settings(max_train_rows=16, epochs=1, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+    return {kind: export(folder / kind, kind) for kind in ("modernbert", "electra")}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """All tasks' official files, those of GLUE with test sets."""
+    folder = tmp_path_factory.mktemp("files")
+    for task in glue.TASKS:
+        write_task(folder, task, test=7)
+    (folder / "AX").mkdir()
+    (folder / "AX" / "AX.tsv").write_text("index\tsentence1\tsentence2\n0\tw1\tgood w2\n1\tw2\tdull w4\n")
+    for task in squad.TASKS:
+        write_squad(folder, task[-3:])
+    return str(folder)
+
+
+@pytest.mark.parametrize("task", [*glue.TASKS, *squad.TASKS])
+def test_every_task_is_learned(task, encoders, files, tmp_path):
+    result = finetune(encoders["modernbert"], task, 1, files, str(tmp_path), LEARNS)
+    assert all(value > 85 for name, value in result["metrics"].items()), result["metrics"]
+    folder = tmp_path / "predictions" / "seed-1"
+    names = {"MNLI": {"MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"}}.get(task, {f"{task}.tsv"})
+    if task in squad.TASKS:
+        answers = json.loads((folder / f"{task}.json").read_text())
+        assert len(answers) == 32 and "mark good" in answers.values()
+        return
+    assert {path.name for path in folder.iterdir()} == names
+    for name in names - {"AX.tsv"}:
+        header, *lines = (folder / name).read_text().splitlines()
+        labels = glue.TASKS[task].labels
+        assert header == "index\tprediction" and [line.split("\t")[0] for line in lines] == [*"0123456"]
+        if labels:  # the test sets hold the same signal, labels in turn
+            right = [line.split("\t")[1] == labels[index % len(labels)] for index, line in enumerate(lines)]
+            assert sum(right) >= 6, lines
+
+
+@pytest.mark.parametrize("task", ["CoLA", "STS-B", "SQuAD-2.0"])
+def test_an_electra_export_is_fine_tuned_too(task, encoders, files):
+    assert finetune(encoders["electra"], task, 1, files, None, LEARNS)["score"] > 85
+
+
+def test_the_recipe_is_the_papers_by_task_and_width():
+    def chosen(task, width):
+        full = Settings().resolved(task, width, 128)
+        return full.epochs, full.learning_rate, full.layer_decay
+
+    assert chosen("CoLA", 256) == (3, 3e-4, 0.8)
+    assert chosen("RTE", 768) == chosen("STS-B", 768) == (10, 1e-4, 0.8)
+    assert chosen("SQuAD-1.1", 1024) == (2, 5e-5, 0.9)
+    assert Settings(epochs=1, learning_rate=1e-5, layer_decay=1.0).resolved("RTE", 64, 128).learning_rate == 1e-5
+
+
+def test_trainer_is_given_the_layers_rates_warm_up_and_linear_decay(encoders, files):
+    job = Job(encoders["modernbert"], "RTE", files, Settings(batch_rows=16, epochs=5, layer_decay=0.5, bf16=False))
+    from fast_electra import task_head
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = job._trainer(task_head.load(job.model, 2, 64, seed=1), 1, scratch, "x")
+        trainer.create_optimizer_and_scheduler(40)
+    factors = []
+    for _ in range(40):
+        factors.append([group["lr"] for group in trainer.optimizer.param_groups])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    factors = np.array(factors)
+    assert {round(value, 9) for value in factors[4]} == {round(3e-4 * 0.5**n, 9) for n in (0, 2, 3, 4)}, (
+        "embeddings first"
+    )
+    shape = np.array([*(np.arange(4) / 4), *(np.arange(36, 0, -1) / 36)])
+    assert np.allclose(factors / factors[4], shape[:, None])
+    options = trainer.optimizer.defaults
+    assert (options["betas"], options["eps"]) == ((0.9, 0.999), 1e-6)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.01}
+
+
+def test_a_seed_gives_the_same_result_again_and_another_seed_another(encoders, files):
+    results = [finetune(encoders["modernbert"], "CoLA", seed, files, None, ONE_STEP) for seed in (1, 1, 2)]
+    losses = [one["train_loss"] for one in results]
+    assert losses[0] == losses[1] != losses[2]
+    assert results[0]["train_rows"] == 16 and results[0]["steps"] == 1
+
+
+@pytest.mark.parametrize("task", ["CoLA", "STS-B", "SQuAD-1.1"])
+def test_bf16_rounds_the_loss_and_no_more(task, encoders, files):
+    losses = {
+        bf16: finetune(encoders["electra"], task, 1, files, None, replace(ONE_STEP, bf16=bf16))["train_loss"]
+        for bf16 in (False, True)
+    }
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+    assert losses[True] != losses[False]
+
+
+def test_a_finished_run_is_not_run_again_and_a_killed_one_is(encoders, files, tmp_path, monkeypatch):
+    arguments = (encoders["modernbert"], "CoLA,AX", 2, files, str(tmp_path), ONE_STEP)
+    trained, train = [], Trainer.train
+
+    def killed_at_the_third(trainer):
+        trained.append(trainer.args.seed)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(trainer)
+
+    monkeypatch.setattr(Trainer, "train", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_runs.finetune_all(*arguments)
+    assert not (tmp_path / "MNLI").exists()
+    before = json.loads((tmp_path / "results.json").read_text())
+    results = finetune_runs.finetune_all(*arguments)
+    assert trained == [1, 2, 1, 1, 2], "CoLA twice, MNLI's first cut short; then MNLI's two only"
+    assert results["tasks"]["CoLA"] == before["tasks"]["CoLA"] and set(results["tasks"]) == {"CoLA", "MNLI"}
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    values = results["tasks"]["MNLI"]["accuracy_mm"]
+    assert values["median"] == statistics.median(values["seeds"].values()) and set(values["seeds"]) == {"1", "2"}
+
+
+def test_results_of_other_settings_data_or_weights_are_refused(encoders, files, tmp_path):
+    finetune(encoders["modernbert"], "WNLI", 1, files, str(tmp_path / "out"), ONE_STEP)
+    with pytest.raises(ValueError, match=r"settings\.max_train_rows: 16 there, 17 now"):
+        changed = Settings(max_train_rows=17, epochs=1, bf16=False)
+        finetune(encoders["modernbert"], "WNLI", 1, files, str(tmp_path / "out"), changed)
+    with pytest.raises(ValueError, match=r"seed-1\.json' is a result of other inputs.*\n  weights: "):
+        finetune(encoders["electra"], "WNLI", 1, files, str(tmp_path / "out"), ONE_STEP)
+    (tmp_path / "out" / "WNLI" / "seed-2.json").write_text("{")
+    with pytest.raises(ValueError, match=r"seed-2\.json' is broken.*Remove it, and the same command runs this seed"):
+        finetune(encoders["modernbert"], "WNLI", 2, files, str(tmp_path / "out"), ONE_STEP)
+    write_task(tmp_path / "other", "WNLI", seed=1)
+    with pytest.raises(ValueError, match=r"  data: "):
+        finetune(encoders["modernbert"], "WNLI", 1, str(tmp_path / "other"), str(tmp_path / "out"), ONE_STEP)
+
+
+def test_all_takes_what_the_folder_has_and_names_the_rest(encoders, tmp_path):
+    write_task(tmp_path / "data", "RTE")
+    write_squad(tmp_path / "data", "1.1", train=8, dev=4)
+    results = finetune_runs.finetune_all(
+        encoders["modernbert"], "all", 1, str(tmp_path / "data"), str(tmp_path / "out"), ONE_STEP
+    )
+    assert set(results["tasks"]) == {"RTE", "SQuAD-1.1"}
+    assert len(results["without_data"]) == len(glue.TASKS) - 1 + 1 and "SQuAD-2.0" in results["without_data"]
+
+
+def test_a_loss_that_diverges_is_an_error_and_no_result(encoders, files, tmp_path):
+    wild = Settings(learning_rate=1e20, layer_decay=1.0, epochs=1, warmup_ratio=0.0, bf16=False)
+    with pytest.raises(ValueError, match=r"diverged at learning_rate = 1e\+20; give a lower one"):
+        finetune(encoders["modernbert"], "STS-B", 1, files, str(tmp_path), wild)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wanted": "ColA,MRCP"}, r"'MRCP' is none of CoLA, .*did you mean MRPC\?"),
+        ({"num_seeds": 0}, "seeds = 0: give a number of at least 1"),
+        ({"data": "nowhere"}, "data = 'nowhere' has nothing of CoLA"),
+        ({"model": "no/such/folder"}, "model = 'no/such/folder' has no config"),
+        ({"settings": {"epochs": -1}}, "epochs = -1: give a number above 0"),
+        ({"settings": {"layer_decay": 1.5}}, "layer_decay = 1.5: give a number from 0 to 1"),
+        ({"settings": {"max_length": 65}}, "max_length = 65: .* has 64 positions"),
+    ],
+)
+def test_bad_input_is_refused_with_its_value_and_a_remedy(encoders, files, tmp_path, change, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = {"model": encoders["modernbert"], "wanted": "CoLA", "num_seeds": 1, "data": files}
+    settings = change.pop("settings", {})
+    with pytest.raises(ValueError, match=message):
+        finetune_runs.finetune_all(**given | change, output=str(tmp_path), settings=Settings(**settings))
+
+
+def test_several_processes_are_refused(encoders, files, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="fine-tuning runs as one process"):
+        finetune(encoders["modernbert"], "CoLA", 1, files)
+
+
+def launch(*arguments):
+    command = [sys.executable, str(LAUNCHER), *arguments]
+    environment = clean_environment(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--max_train_row", "16"], "max_train_row"),
+        (["--epochs", "many"], "epochs"),
+        (["--dropout", "2"], "dropout = 2"),
+    ],
+)
+def test_the_launcher_refuses_wrong_options(wrong, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--model", "m", "--output", "o", *wrong])
+    assert runpy.run_path(str(LAUNCHER))["main"]() == 2
+    assert re.match(rf"error: [^\n]*{message}", capsys.readouterr().err)
+
+
+def test_the_launcher_prints_a_table(encoders, files, tmp_path):
+    common = ["--model", encoders["modernbert"], "--data", files, "--output", str(tmp_path), "--bf16", "false"]
+    done = launch(*common, "--tasks", "CoLA,RTE", "--seeds", "2", "--epochs", "1", "--max_train_rows", "16")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["task", "CoLA", "RTE", "all"]
+    assert "RTE seed 2 of 2" in done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tasks"]["RTE"]["accuracy"]["median"] == pytest.approx(
+        float(done.stdout.splitlines()[2].split()[2]), abs=0.006
+    )
+
+
+def plain_recipe(model, folder, seed):
+    """What transformers' examples/pytorch/text-classification/run_glue.py does: Trainer as it is, dynamic padding."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = {}
+    for split in ("train", "dev"):
+        lines = [line.split("\t") for line in (folder / "RTE" / f"{split}.tsv").read_text().splitlines()[1:]]
+        encoded = [tokenizer(first, second, truncation=True, max_length=64) for _, first, second, _ in lines]
+        rows[split] = [{**one, "labels": ENTAILMENT.index(line[3])} for one, line in zip(encoded, lines, strict=True)]
+    network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, ignore_mismatched_sizes=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            scratch,
+            num_train_epochs=PLAIN["epochs"],
+            learning_rate=PLAIN["learning_rate"],
+            per_device_train_batch_size=PLAIN["batch_rows"],
+            warmup_steps=PLAIN["warmup_ratio"],
+            seed=seed,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(network, arguments, DataCollatorWithPadding(tokenizer), rows["train"])
+        trainer.train()
+        found = trainer.predict(rows["dev"])
+    return 100 * accuracy_score(found.label_ids, found.predictions.argmax(axis=-1))
+
+
+PLAIN = {"epochs": 6, "learning_rate": 2e-3, "batch_rows": 16, "warmup_ratio": 0.1}
+
+
+@pytest.mark.parametrize("num_seeds", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_with_the_same_settings_it_is_within_noise_of_run_glue(num_seeds, encoders, tmp_path):
+    """Neither is better by a rank test, and the ranges overlap. Seeds differ by points here, as on real data."""
+    folder = write_hard_rte(tmp_path, train=240, dev=400)
+    settings = Settings(**PLAIN, layer_decay=1.0, weight_decay=0.0, bf16=False)
+    model, seeds = encoders["modernbert"], range(1, num_seeds + 1)
+    ours = [finetune(model, "RTE", seed, str(folder), None, settings)["score"] for seed in seeds]
+    plain = [plain_recipe(model, folder, seed) for seed in seeds]
+    print("ours", ours, "plain", plain)
+    assert stats.mannwhitneyu(ours, plain).pvalue > 0.01
+    assert max(min(ours), min(plain)) <= min(max(ours), max(plain)), "the ranges overlap"
+    assert abs(statistics.median(ours) - statistics.median(plain)) < 4
+    assert min(statistics.median(ours), statistics.median(plain)) > 68, "both learn; guessing gets 60"
