@@ -4,7 +4,7 @@ Every case takes its shapes from a recipe, so that method and rivals share the d
 rate, and differ in the generator (auxiliary model) alone:
   frozen, two_stage, replay       the recipe's own auxiliary model: full width, a quarter to a third of the depth
   joint_shallow, joint_decoupled  a generator of that shape, trained along (METRO, COCO-LM): the Fast-ELECTRA paper's
-                                  rival; joint_decoupled costs the same and is measured, but has no line of its own
+                                  rival; joint_decoupled counts the same FLOPs and has no line of its own there
   joint                           ELECTRA's: full depth, a third of the width (base) or a quarter; ELECTRA recipes only
   joint_gdes                      DeBERTaV3's: full width, half the depth
 Words are made up (`tokenizer`), because nothing that is counted or timed depends on what they are.
@@ -28,8 +28,6 @@ METHODS = ("frozen", "replay")
 RIVALS = ("joint_shallow", "joint", "joint_gdes")
 OBJECTIVES = (*METHODS, *RIVALS, "joint_decoupled", "two_stage", "unigram", "random", "mlm")
 WITHOUT_AUXILIARY = ("replay", "unigram", "random", "mlm")
-# Replacement paths cost a step nothing but reading them; words at random stand in where no store of paths is at hand.
-STAND_INS = {"replay": "random"}
 HEADS = ("masked", "all")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -94,7 +92,8 @@ def config(case: Case) -> Config:
     auxiliary = dataclasses.replace(recipe.auxiliary_model.encoder, max_positions=longest)
     return dataclasses.replace(
         recipe,
-        objective=STAND_INS.get(case.objective, case.objective),
+        objective=case.objective,
+        replacements="replacement paths, named when they are made" if case.objective == "replay" else "",
         data=dataclasses.replace(recipe.data, sequence_length=case.sequence_length, vocab_size=case.vocab_size),
         encoder=dataclasses.replace(recipe.encoder, max_positions=longest),
         auxiliary_model=dataclasses.replace(recipe.auxiliary_model, encoder=auxiliary),
@@ -149,7 +148,6 @@ COUNTED = tuple(
     for vocabulary in VOCABULARIES
     for head in HEADS
 )
-SIMULATED_OBJECTIVES = (*METHODS, *RIVALS, "mlm", "two_stage", "random", "unigram")
 # Those that run beside each other, on a machine without and with a GPU; each at the recipe's own vocabulary or 32k.
 _TIMED = (*METHODS, "joint_shallow", "joint_gdes", "mlm")
 CONTESTS = {
@@ -159,4 +157,5 @@ CONTESTS = {
     ),
     "cuda": tuple(tuple(Case(recipe, objective) for objective in _TIMED) for recipe in ("base", "large")),
 }
+REPLAYED = {device: tuple(contest[0] for contest in contests) for device, contests in CONTESTS.items()}
 SIMULATED = tuple(Case(recipe, objective) for recipe in RECIPES for objective in (*METHODS, *rivals(recipe), "mlm"))

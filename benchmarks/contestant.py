@@ -1,49 +1,29 @@
 """A case built for the clock as a run builds it: the same modules, the same engine, made-up words and weights.
 
 `setup_run.build` makes the objective, the frozen auxiliary model and the DeepSpeed engine; a step is what
-`pretrain.micro_step` does. Only what cannot change the time is made up: the words of the corpus, and the weights of
-the auxiliary model, which is written to a folder first so that it takes the way of an existing one.
+`pretrain.micro_step` does. Only what cannot change the time is made up (material.py): the auxiliary model is written to
+a folder first so that it takes the way of an existing one, and the paths of `replay` are computed with it and stored.
 """
 
 import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from benchmarks import cases
+from benchmarks import cases, material
 from benchmarks.cases import Case
 from fast_electra import parallel, setup_run
-from fast_electra.auxiliary import build_masked_lm
 from fast_electra.batches import Batches
 from fast_electra.config import Config
-from fast_electra.corpus import Corpus
+from fast_electra.precompute import Precomputation, provenance_of
 from fast_electra.pretrain import to_device
 from fast_electra.setup_run import Run
 
 PARTS = ("inputs", "forward", "backward", "update")
-
-
-@dataclass
-class RandomWords:
-    """A corpus of words drawn at random, with what `Batches` asks of one."""
-
-    tokenizer: PreTrainedTokenizerBase
-    tokens: NDArray[np.uint32]
-    path: str = "random words"
-    tokenizer_fingerprint: str = "random words"
-    fingerprint: str = "random words"
-    document_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-
-    @property
-    def num_tokens(self) -> int:
-        """How many words there are."""
-        return len(self.tokens)
+_UPDATES = 16  # whose rows come round again
 
 
 @dataclass
@@ -59,6 +39,11 @@ class Contestant:
     peak_bytes: int = 0
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return setup_run.dtype_of(self.run.config)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one update, over all processes."""
         return self.run.config.run.batch_rows * self.case.sequence_length
@@ -67,27 +52,27 @@ class Contestant:
         """One update; the seconds of its parts, which are only told apart after `wait`."""
         run, rows = self.run, self.run.engine.train_micro_batch_size_per_gpu()
         first = self.step * run.config.run.batch_rows + parallel.rank() * rows
-        marks = [_now()]
+        marks = [now()]
         batch = to_device(run.batches.training(first, rows))
         inputs = run.objective.inputs(batch, min(1.0, self.step / run.config.run.steps))
-        marks.append(_now())
+        marks.append(now())
         loss, *outputs = run.engine(*inputs)
-        marks.append(_now())
+        marks.append(now())
         run.engine.backward(loss)
-        marks.append(_now())
+        marks.append(now())
         run.engine.step()
         run.objective.counts(outputs, inputs)
-        marks.append(_now())
+        marks.append(now())
         self.step += 1
         return {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
 
     def turn(self, steps: int) -> None:
         """Time `steps` updates as one turn, all processes starting together."""
         parallel.barrier()
-        start = _now()
+        start = now()
         parts = [self.train_step() for _ in range(steps)]
         parallel.barrier()
-        self.seconds.append((_now() - start) / steps)
+        self.seconds.append((now() - start) / steps)
         self.parts.append({name: sum(each[name] for each in parts) / steps for name in PARTS})
 
     def close(self) -> None:
@@ -97,7 +82,8 @@ class Contestant:
             self.run.generator.destroy()
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds, when the device has done all it was given."""
     if parallel.device().type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
@@ -110,45 +96,38 @@ def build(case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "",
 
     Raises ValueError for an LM head on all positions, and where the corpus has another vocabulary.
     """
-    config = _config(case, scratch, corpus, micro_batches)
-    batches = _batches(case, config)
+    config = _config(case, scratch, micro_batches)
+    num_rows = _UPDATES * config.run.batch_rows + config.data.held_out_rows
+    batches = material.few_rows(case, config.data, num_rows, corpus)
+    folder = scratch / f"auxiliary-{case.recipe}-{case.sequence_length}-{case.vocab_size}"
     setup_run.on_rank_zero(lambda: Path(config.output).mkdir(parents=True, exist_ok=True))
-    if config.auxiliary:
-        setup_run.on_rank_zero(lambda: _write_auxiliary(case, batches, Path(config.auxiliary)))
+    if config.needs_auxiliary or config.objective == "replay":
+        setup_run.on_rank_zero(lambda: material.write_auxiliary(case, batches, folder))
+    if config.needs_auxiliary:
+        config = dataclasses.replace(config, auxiliary=str(folder))
+    if config.objective == "replay":
+        _store_paths(config, batches, str(folder))
     return Contestant(case, setup_run.build(config, settings, batches))
 
 
-def _config(case: Case, scratch: Path, corpus: str, micro_batches: int) -> Config:
-    config = cases.config(case)
+def _config(case: Case, scratch: Path, micro_batches: int) -> Config:
+    config, output = cases.config(case), scratch / case.name.replace("/", "-")
     if case.head != "masked":
         raise ValueError(f"case {case.name!r}: training runs the LM head on masked positions only; measure that")
-    rows, auxiliary = config.run.micro_batch_rows, f"auxiliary-{case.recipe}-{case.sequence_length}-{case.vocab_size}"
+    rows, draws = config.run.micro_batch_rows, int(config.objective == "replay")
     return dataclasses.replace(
         config,
-        output=str(scratch / case.name.replace("/", "-")),
-        corpus=corpus,
-        auxiliary=str(scratch / auxiliary) if config.needs_auxiliary else "",
+        output=str(output),
+        replacements=str(output / "paths") if config.replacements else "",
         auxiliary_gate=False,
-        data=dataclasses.replace(config.data, held_out_rows=rows),
+        data=dataclasses.replace(config.data, held_out_rows=rows, num_draws=draws),
         run=dataclasses.replace(config.run, batch_rows=rows * micro_batches * parallel.world_size(), steps=10**6),
     )
 
 
-def _batches(case: Case, config: Config) -> Batches:
-    if not config.corpus:
-        tokenizer = cases.tokenizer(case.vocab_size)
-        drawn = np.random.default_rng(0).integers(len(cases.SPECIAL), case.vocab_size, 10**6, dtype=np.uint32)
-        return Batches([(cast(Corpus, RandomWords(tokenizer, drawn)), 1.0)], config.data, config.seed)
-    batches = setup_run.open_batches(config)
-    words = len(batches.corpora[0].tokenizer)
-    if words != case.vocab_size:
-        raise ValueError(f"case {case.name!r}: corpus {config.corpus!r} has a vocabulary of {words}; name that number")
-    return batches
-
-
-def _write_auxiliary(case: Case, batches: Batches, folder: Path) -> None:
-    _, shape = cases.shapes(case)
-    assert shape is not None
-    if not folder.exists():
-        build_masked_lm(shape, "sdpa", torch.bfloat16).save_pretrained(folder)
-        batches.corpora[0].tokenizer.save_pretrained(folder)
+def _store_paths(config: Config, batches: Batches, auxiliary: str) -> None:
+    """The paths of all rows by the auxiliary model, which is let go of afterwards."""
+    frozen = dataclasses.replace(config, objective="frozen", auxiliary=auxiliary, replacements="")
+    sampler, *_ = setup_run.open_auxiliary(frozen, batches.corpora[0].tokenizer, batches)
+    work = Precomputation(sampler, batches, provenance_of(batches, "weights at random", material.GRID))
+    setup_run.on_rank_zero(lambda: material.store_paths(Path(config.replacements), work))

@@ -26,7 +26,7 @@ from benchmarks.live_memory import allocator_change, allocator_peak
 from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate
-from fast_electra import deepspeed_config, flops, parallel
+from fast_electra import deepspeed_config, flops, parallel, precision
 from fast_electra.encoder import attention_kernel
 
 FORMULA = (
@@ -45,7 +45,7 @@ def measure(wanted: Sequence[Case], settings: dict[str, Any], turns: int, steps:
         folder = Path(parallel.from_rank_zero(scratch))
         contestants = [_ready(case, settings, folder, corpus) for case in wanted]
         for turn in range(turns):
-            peaks.append(_matrix_product_flops())
+            peaks.append(_matrix_product_flops(contestants[0].dtype))
             for each in contestants:
                 each.turn(steps)
                 speed = each.tokens_per_step / each.seconds[-1]
@@ -75,10 +75,10 @@ def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str) -> 
     return each
 
 
-def _matrix_product_flops() -> float:
-    """The bf16 matrix-product rate of all processes together, measured in all at once, FLOP/s."""
+def _matrix_product_flops(dtype: torch.dtype) -> float:
+    """The matrix-product rate of all processes together, measured in all at once, FLOP/s."""
     parallel.barrier()
-    mine = flops.measured_matmul_flops_per_second(parallel.device(), torch.bfloat16)
+    mine = flops.measured_matmul_flops_per_second(parallel.device(), dtype)
     total = torch.tensor(mine, dtype=torch.float64, device=parallel.device())
     return float(parallel.sum_over_processes(total))
 
@@ -88,7 +88,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
     low, _, high = quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
     speed, flops_per_token = median(speeds), each.run.flops_per_token
     on_gpu = parallel.device().type == "cuda"
-    vendor = flops.vendor_peak(torch.cuda.get_device_name(), torch.bfloat16) if on_gpu else None
+    vendor = flops.vendor_peak(torch.cuda.get_device_name(), each.dtype) if on_gpu else None
     vendor = vendor * parallel.world_size() if vendor else None
     return {
         "kind": "throughput",
@@ -98,8 +98,8 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
         "threads": torch.get_num_threads(),
         "zero_stage": deepspeed_config.zero_stage(settings),
         "num_processes": parallel.world_size(),
+        "dtype": precision.name(each.dtype),
         "compiled": each.run.config.run.compile,
-        "stand_in": cases.STAND_INS.get(each.case.objective),
         "tokens_per_second": speed,
         "tokens_per_second_low": low,
         "tokens_per_second_high": high,
@@ -119,11 +119,9 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
 
 
 def _simulated_gib(each: Contestant, settings: dict[str, Any]) -> float | None:
-    """The peak that a simulation of the same step expects, DeepSpeed's buffer added.
-
-    None for an objective that is not simulated.
-    """
-    if each.case.objective not in cases.SIMULATED_OBJECTIVES:
+    """The peak that a simulation of the same step expects, DeepSpeed's buffer added; None unless it computes in bf16,
+    which is what is simulated."""
+    if each.dtype != torch.bfloat16:
         return None
     kernel = attention_kernel(each.run.config.encoder, each.case.sequence_length, parallel.device())
     bucket = settings.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)

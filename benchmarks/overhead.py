@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks import cases, contestant
-from fast_electra import deepspeed_config, optim, parallel, pretrain
+from fast_electra import deepspeed_config, optim, parallel, pretrain, setup_run
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.progress import Progress
 from fast_electra.setup_run import Run
@@ -36,7 +36,9 @@ class BareLoop:
         self.run, config = run, run.config
         shape = transformers_config(config.encoder, run.tokenizer)
         attention = attention_kernel(config.encoder, config.data.sequence_length, parallel.device())
-        self.module: nn.Module = run.objective.module(shape, attention, torch.bfloat16).to(parallel.device())
+        self.module: nn.Module = run.objective.module(shape, attention, setup_run.dtype_of(run.config)).to(
+            parallel.device()
+        )
         self.weights = list(self.module.parameters())
         self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.weights]
         master_of = {id(weight): master for weight, master in zip(self.weights, self.masters, strict=True)}

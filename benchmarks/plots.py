@@ -85,6 +85,25 @@ def tokens_per_second(measured: Sequence[tuple[Row, list[Row]]], path: Path) -> 
     _finish(figure, path, [], [])
 
 
+def entries_per_position(counted: Sequence[Row], path: Path) -> None:
+    """Share of masked positions by the number of entries in their path, a colour for each range of T; a panel a row."""
+    figure, axes = _panels(len(counted), "entries in a position's path")
+    for axis, row in zip(axes, counted, strict=False):
+        ranges = row["entries"]
+        width = 0.8 / len(ranges)
+        for number, each in enumerate(ranges):
+            positions = each["positions_by_entries"]
+            shares = [count / sum(positions) for count in positions]
+            places = [entries + width * (number - (len(ranges) - 1) / 2) for entries in range(len(shares))]
+            label = f"T {each['t_min']:g} to {each['t_max']:g}, mean {each['mean']:.2f}"
+            axis.bar(places[1:], shares[1:], width=width, color=f"C{number}", label=label)
+        axis.set_title(f"{row['recipe']}, vocabulary {row['vocab_size']:,}", fontsize=9, loc="left", color=_INK)
+        axis.set_ylabel("share of masked positions", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=8, frameon=False)
+    _finish(figure, path, [], [])
+
+
 def savings_beside_claims(found: Sequence[Row], path: Path) -> None:
     """Share of each rival's FLOPs or memory saved, for each recipe; the paper's range as a band; a panel a claim."""
     claims = list(dict.fromkeys((row["kind"], row["method"]) for row in found))

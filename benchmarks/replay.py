@@ -22,14 +22,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from benchmarks import cases, contestant, rows
+from benchmarks import cases, contestant, material, rows
 from benchmarks.cases import Case
 from benchmarks.rows import Row
-from fast_electra import deepspeed_config, parallel, replacement_store, setup_run
+from fast_electra import deepspeed_config, parallel, precision, replacement_store, setup_run
 from fast_electra.auxiliary import Auxiliary
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
-from fast_electra.corpus import Corpus
 from fast_electra.objectives import Frozen
 from fast_electra.precompute import Precomputation, provenance_of
 from fast_electra.pretrain import to_device
@@ -37,7 +36,6 @@ from fast_electra.replacements import TemperatureGrid
 from fast_electra.replay import Replay
 from fast_electra.setup_run import Run
 
-GRID = TemperatureGrid.covering(1, 4)
 RANGES = ((1.0, 1.5), (1.0, 2.0), (1.0, 4.0))
 FORMULA = (
     "medians over n turns. replay_to_ready: seconds of a replayed step / of a step on ready-made input, turn by turn; "
@@ -55,9 +53,11 @@ def measure(case: Case, settings: dict[str, Any], turns: int, corpus: str, auxil
         batches = _few_rows(case, corpus, turns)
         run = _run(case, settings, batches, Path(scratch), auxiliary)
         frozen = cast(Frozen, run.objective)
-        work = Precomputation(cast(Auxiliary, frozen.auxiliary), batches, provenance_of(batches, "made up", GRID))
+        work = Precomputation(
+            cast(Auxiliary, frozen.auxiliary), batches, provenance_of(batches, "made up", material.GRID)
+        )
         build = _build_seconds(work, run.config.run.micro_batch_rows, turns)
-        manifest = _store(Path(scratch) / "paths", work)
+        manifest = material.store_paths(Path(scratch) / "paths", work)
         store = replacement_store.ReplacementStore(Path(scratch) / "paths")
         replayed = Replay(store, frozen.auxiliary.pad_id, run.config.temperature, run.config.data.mask_rate)
         steps = _step_seconds(run, frozen, replayed, turns)
@@ -70,27 +70,18 @@ def measure(case: Case, settings: dict[str, Any], turns: int, corpus: str, auxil
 
 
 def _few_rows(case: Case, corpus: str, turns: int) -> Batches:
-    """As many rows as the turns need: rows of the corpus, or random words."""
+    """As many rows as the turns need."""
     settings = cases.config(case)
     micro = settings.run.micro_batch_rows
     data = dataclasses.replace(settings.data, held_out_rows=micro, num_draws=1)
-    num_tokens = (turns + 2) * micro * (case.sequence_length - 1)
-    if corpus:
-        opened = Corpus.open(corpus)
-        few = dataclasses.replace(opened, tokens=opened.tokens[:num_tokens])
-    else:
-        drawn = np.random.default_rng(0).integers(len(cases.SPECIAL), case.vocab_size, num_tokens, dtype=np.uint32)
-        few = cast(Corpus, contestant.RandomWords(cases.tokenizer(case.vocab_size), drawn))
-    if len(few.tokenizer) != case.vocab_size:
-        raise ValueError(f"case {case.name!r}: {corpus!r} has a vocabulary of {len(few.tokenizer)}; name that number")
-    return Batches([(few, 1.0)], data, settings.seed)
+    return material.few_rows(case, data, (turns + 2) * micro, corpus)
 
 
 def _run(case: Case, settings: dict[str, Any], batches: Batches, scratch: Path, auxiliary: str) -> Run:
     config: Config = cases.config(case)
     if not auxiliary:
         auxiliary = str(scratch / "auxiliary")
-        contestant._write_auxiliary(case, batches, Path(auxiliary))
+        material.write_auxiliary(case, batches, Path(auxiliary))
     micro = config.run.micro_batch_rows
     config = dataclasses.replace(
         config,
@@ -103,16 +94,10 @@ def _run(case: Case, settings: dict[str, Any], batches: Batches, scratch: Path, 
     return setup_run.build(config, settings, batches)
 
 
-def _store(folder: Path, work: Precomputation) -> dict[str, Any]:
-    for shard in replacement_store.begin(folder, work.provenance):
-        replacement_store.write_shard(folder, work.provenance, shard, work.shard(shard))
-    return replacement_store.finish(folder, work.provenance)
-
-
 def _seconds(action: Callable[[], Any]) -> float:
-    start = contestant._now()
+    start = contestant.now()
     action()
-    return contestant._now() - start
+    return contestant.now() - start
 
 
 def _build_seconds(work: Precomputation, num_rows: int, turns: int) -> dict[str, list[float]]:
@@ -166,6 +151,7 @@ def _row(case: Case, turns: int, steps: dict[str, list[float]], build: dict[str,
         "micro_batch_rows": micro,
         "device": torch.cuda.get_device_name() if parallel.device().type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "dtype": precision.name(precision.dtype("auto", parallel.device().type == "cpu")),
         "step_seconds": steps,
         "tokens_per_second": {name: micro * case.sequence_length / median(each) for name, each in steps.items()},
         "replay_to_ready": median(a / b for a, b in zip(steps["replay"], steps["ready"], strict=True)),
@@ -195,7 +181,7 @@ def _entries(work: Precomputation, low: float, high: float) -> Row:
 def main(arguments: Sequence[str]) -> int:
     """Measure the cases named and add their rows to the output; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="+", help="recipe/frozen[/sequence_length[/vocab_size[/masked/micro_rows]]]")
+    parser.add_argument("cases", nargs="*", help="recipe/frozen[/sequence_length[/vocab_size[/masked/micro_rows]]]")
     parser.add_argument("--deepspeed", default="ds_configs/zero1.json", help="DeepSpeed's JSON")
     parser.add_argument("--turns", type=int, default=5, help="turns that count")
     parser.add_argument("--corpus", default="", help="a prepared corpus; none: random words")
@@ -204,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         settings = deepspeed_config.read(given.deepspeed)
-        wanted = [cases.parse(name) for name in given.cases]
+        wanted = [cases.parse(name) for name in given.cases] or cases.REPLAYED[parallel.device().type]
         made = [measure(case, settings, given.turns, given.corpus, given.auxiliary) for case in wanted]
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """One page from result rows: report.md with its pictures, and rows.jsonl with every figure on it.
 
 FLOPs are counted anew, simulated rows are made where case or code has changed, measured rows come from this machine's
-runs/bench/measured.jsonl and from any files of other machines named with --rows. Measured rows of mixed code versions
-are refused, and so is a page without any: a table has no silent gaps.
+runs/bench/measured.jsonl and replay.jsonl, and from any files of other machines named with --rows, the rows of the
+quality study from benchmarks/results/quality.jsonl. Measured rows of mixed code versions are refused, and so is a page
+without any: a table has no silent gaps.
 
     python -m benchmarks.report [--output runs/bench] [--rows benchmarks/results/h200.jsonl ...]
 """
@@ -12,18 +13,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import cases, comparisons, cost_sections, costs, machine_sections, per_gpu, rows
+from benchmarks import (
+    cases,
+    comparisons,
+    cost_sections,
+    costs,
+    machine_sections,
+    per_gpu,
+    quality_sections,
+    replay_section,
+    rows,
+)
 from benchmarks.markdown import table
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate_all
 
+QUALITY = rows.ROOT / "benchmarks/results/quality.jsonl"
 # Each takes all rows and a folder for its pictures and gives lines of Markdown; the page has them in this order.
 SECTIONS = (
     cost_sections.claims_section,
     cost_sections.flops_section,
     machine_sections.memory_section,
     machine_sections.throughput_section,
+    replay_section.replay_section,
     cost_sections.total_cost_section,
+    quality_sections.quality_section,
 )
 
 
@@ -33,20 +47,20 @@ def gather(folder: Path, others: Sequence[Path], mixed_code: bool = False) -> li
     `mixed_code` allows measured rows of several code versions. Raises ValueError for such rows without it, for no
     measured row or one that is there twice, FileNotFoundError for a file that is absent.
     """
-    measured_here = folder / "measured.jsonl"
-    files = [*([measured_here] if measured_here.exists() else []), *others]
-    measured = rows.select([row for path in files for row in rows.read(path)], "throughput")
+    here = [path for name in ("measured", "replay") if (path := folder / f"{name}.jsonl").exists()]
+    read = [row for path in (*here, *others) for row in rows.read(path)]
+    measured, replayed, quality = (rows.select(read, kind) for kind in ("throughput", "replay", "quality"))
     if not measured:
         raise ValueError(
-            f"no measured row in {measured_here} or in the files named with --rows: run `python -m benchmarks.measure "
-            "base/frozen base/joint_shallow` first, or name a file of another machine"
+            f"no measured row in {folder / 'measured.jsonl'} or in the files named with --rows: run "
+            "`python -m benchmarks.measure base/frozen base/joint_shallow` first, or name a file of another machine"
         )
     if not mixed_code:
-        rows.one_version(measured)
-    rows.distinct(measured)
+        rows.one_version([*measured, *replayed])
+    rows.distinct([*measured, *replayed, *quality])
     counted = costs.count_all(cases.COUNTED)
     simulated = simulate_all(cases.SIMULATED, folder / "simulated.jsonl")
-    found = [*counted, *simulated, *measured]
+    found = [*counted, *simulated, *measured, *replayed, *quality]
     return [
         *found,
         *costs.savings(counted),
@@ -100,7 +114,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--mixed_code", action="store_true", help="allow measured rows of several code versions")
     given = parser.parse_args(arguments)
     try:
-        page = write(gather(given.output, given.rows, given.mixed_code), given.output)
+        others = [*given.rows, *([QUALITY] if QUALITY.exists() and QUALITY not in given.rows else [])]
+        page = write(gather(given.output, others, given.mixed_code), given.output)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -29,14 +29,21 @@ _PATH = tuple(
         *("parallel", "pretrain", "randomness", "setup_run", "statistic", "temperature"),
     )
 )
-_TIMED = tuple(f"benchmarks/{name}.py" for name in ("contestant", "measure", "per_gpu", "simulate"))
+_TIMED = tuple(f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "simulate"))
+_REPLAYED = (*_MODELS, *_PATH, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
-    "replay": ("benchmarks/cases.py", "benchmarks/contestant.py", "benchmarks/replay.py", "fast_electra/*.py"),
-    "throughput": (*_SHAPES, *_STEP, *_MODELS, *_PATH, *_TIMED),
+    "quality": (
+        *("benchmarks/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
+        *(f"fast_electra/{name}.py" for name in ("blimp", "config", "encoder", "joint", "recipes", "trained")),
+        *_MODELS,
+        *_PATH,
+    ),
+    "replay": (*(f"benchmarks/{name}.py" for name in ("cases", "contestant", "material", "replay")), *_REPLAYED),
+    "throughput": (*_SHAPES, *_STEP, *_REPLAYED, *_TIMED),
 }
 
 
@@ -113,7 +120,8 @@ def keep(path: Path, made: Sequence[Row]) -> None:
 def _measurement(row: Row) -> tuple[Any, ...]:
     """What tells two measurements apart: all but the outcome."""
     names = ("kind", "recipe", "objective", "sequence_length", "vocab_size", "head", "micro_batch_rows", "device")
-    return tuple(row.get(name) for name in (*names, "threads", "zero_stage", "num_processes", "compiled"))
+    names += ("threads", "zero_stage", "num_processes", "compiled", "dtype", "corpus", "arm", "seed", "scale")
+    return tuple(row.get(name) for name in names)
 
 
 def select(rows: Iterable[Row], kind: str, **fields: Any) -> list[Row]:

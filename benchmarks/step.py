@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.live_memory import LiveMemory
-from fast_electra import joint, objectives
+from fast_electra import decoupled, joint, objectives
 from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm, draw
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config
@@ -66,6 +66,8 @@ def build(case: Case, device: torch.device, attention: str = "sdpa") -> tuple[Ob
     with torch.device(device):
         if case.objective == "mlm":
             objective = objectives.Mlm(words.mask_token_id)
+        elif case.objective == "joint_decoupled":
+            objective = decoupled.Decoupled(settings, words)
         elif case.objective in joint.SHARE:
             objective = joint.Joint(settings, words)
         elif generator_shape is None:
@@ -99,35 +101,65 @@ def batch(case: Case, device: torch.device) -> MaskedBatch:
         return MaskedBatch(input_ids, positions, torch.arange(num_rows))
 
 
-def run(case: Case, device: torch.device, memory: LiveMemory, attention: str = "sdpa") -> nn.Module:
-    """A micro-batch and the update after it; `memory` has the peaks of both. Returns the module that is trained."""
+class Trained:
+    """A module with what training keeps beside it, called as an engine is: backward sums, step updates."""
+
+    def __init__(self, module: nn.Module, memory: LiveMemory) -> None:
+        self.module, self.memory = module, memory
+        self.weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.masters = [weight.detach().float() for weight in self.weights]
+        self.optimizer = torch.optim.AdamW(self.masters, lr=1e-4, fused=True)
+        for master in self.masters:
+            master.grad = torch.zeros_like(master)
+        self.optimizer.step()  # makes the moments
+        moments = (moment for state in self.optimizer.state.values() for moment in state.values())
+        memory.hold(module.state_dict().values(), "parameters")
+        memory.hold([*self.masters, *moments], "optimizer")
+        memory.hold([master.grad for master in self.masters], "gradients")
+        memory.watch_gradients(module)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The module's loss and outputs; their memory is counted from here on as activations."""
+        outputs: tuple[Tensor, ...] = self.module(*inputs)
+        return outputs
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of a loss."""
+        with self.memory.phase("backward", "temporary"):
+            loss.backward()
+
+    def step(self) -> None:
+        """Add the gradients to their float32 sums and update the weights."""
+        with self.memory.phase("update", "temporary"):
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                assert weight.grad is not None
+                master.grad.add_(weight.grad.float())
+                weight.grad = None
+            self.optimizer.step()
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                weight.detach().copy_(master)
+
+
+def run(case: Case, device: torch.device, memory: LiveMemory, attention: str = "sdpa") -> list[nn.Module]:
+    """A micro-batch and the update after it; `memory` has the peaks of both. Returns the modules that are trained."""
     with empty_weights() if isinstance(torch.empty(0), FakeTensor) else nullcontext():
         objective, module, frozen = build(case, device, attention)
-    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    masters = [weight.detach().float() for weight in weights]
-    sums = [torch.zeros_like(master) for master in masters]
-    optimizer = torch.optim.AdamW(masters, lr=1e-4, fused=True)
-    for master, gradient in zip(masters, sums, strict=True):
-        master.grad = gradient
-    optimizer.step()  # makes the moments
+        engines = [Trained(module, memory)]
+        if isinstance(objective, decoupled.Decoupled):
+            with torch.device(device):
+                generator = objective.generator_module(attention, torch.bfloat16).train()
+            objective.generator = Trained(generator, memory)
+            engines.append(objective.generator)
     rows = batch(case, device)
-    memory.hold(module.state_dict().values(), "parameters")
     memory.hold(frozen.state_dict().values() if frozen is not None else [], "auxiliary")
-    memory.hold([*masters, *(moment for state in optimizer.state.values() for moment in state.values())], "optimizer")
-    memory.hold(sums, "gradients")
     memory.hold(rows, "activations")
-    memory.watch_gradients(module)
-    with memory:
-        with memory.phase("backward", "activations"), mock.patch.object(joint, "uniforms", torch_uniforms):
-            loss = module(*objective.inputs(rows, 0.5))[0]
-        with memory.phase("backward", "temporary"):
-            loss.backward()
-        with memory.phase("update", "temporary"):
-            for weight, gradient in zip(weights, sums, strict=True):
-                assert weight.grad is not None
-                gradient.add_(weight.grad.float())
-                weight.grad = None
-            optimizer.step()
-            for weight, master in zip(weights, masters, strict=True):
-                weight.detach().copy_(master)
-    return module
+    with (
+        memory,
+        mock.patch.object(joint, "uniforms", torch_uniforms),
+        mock.patch.object(decoupled, "uniforms", torch_uniforms),
+    ):
+        with memory.phase("backward", "activations"):
+            loss = engines[0](*objective.inputs(rows, 0.5))[0]
+        engines[0].backward(loss)
+        engines[0].step()
+    return [each.module for each in engines]

@@ -1,0 +1,199 @@
+"""The arms of the quality study, as a table: what each trains, on which auxiliary model, how long, in which order.
+
+All arms of a scale share encoder, corpus, rows, updates, optimizer and, for one seed, weights, order and masks; they
+differ in what their line says. One `seed` governs all of these at once. The auxiliary models have a seed of their own
+(`AUXILIARY_SEED`), so that none has met the masks of the rows it is asked about, and twice the rows an update, because
+a discriminator learns nothing from one that is not past the unigram plateau; all seeds of an arm share one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+AUXILIARY_SEED = 200
+# A masked LM that no discriminator is trained on, so that its samples favour none of the arms.
+JUDGE = ("judge", 100)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of a study: an encoder, its auxiliary model's depth (full width), rows and updates."""
+
+    layers: int
+    auxiliary_layers: int
+    width: int
+    heads: int
+    intermediate: int
+    length: int
+    steps: int
+    rows: int
+    rate: float
+    held_out_rows: int
+    blimp_pairs: int  # of each paradigm
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an arm that runs its full length."""
+        return self.steps * self.rows * self.length
+
+    def settings(self) -> dict[str, object]:
+        """What all arms of this scale share, as launchers/pretrain.py takes it."""
+        return {
+            "recipe": "demo",
+            "data.sequence_length": self.length,
+            "data.held_out_rows": self.held_out_rows,
+            "encoder.hidden_size": self.width,
+            "encoder.num_heads": self.heads,
+            "encoder.max_positions": max(128, self.length),
+            "generator.depth_divisor": self.layers // self.auxiliary_layers,
+            "run.keep_checkpoints": 1,
+        }
+
+
+SCALES = {
+    # For two cores without bfloat16 instructions: minutes an arm.
+    "2x96": Scale(2, 1, 96, 4, 256, 64, 2_000, 16, 1.5e-3, 512, 100),
+    # For two cores with them: ten to twenty minutes an arm.
+    "4x192": Scale(4, 2, 192, 4, 512, 64, 2_500, 64, 1.5e-3, 1024, 200),
+    # For a GPU; has not been run.
+    "12x256": Scale(12, 4, 256, 4, 704, 128, 50_000, 128, 5e-4, 1024, 1000),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the study. `share`, `rate` and `rows` multiply the scale's updates, peak rate and rows an update.
+
+    `auxiliary` names the arm whose export it samples from; `settings` are overrides of launchers/pretrain.py.
+    """
+
+    name: str
+    group: str
+    objective: str
+    auxiliary: str = ""
+    share: float = 1.0
+    rate: float = 1.0
+    rows: int = 1
+    depth: str = "full"  # or "auxiliary"
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+def _frozen(name: str, group: str, auxiliary: str = "auxiliary", **settings: object) -> Arm:
+    return Arm(name, group, "frozen", auxiliary, settings={key.replace("__", "."): v for key, v in settings.items()})
+
+
+_ELECTRA: dict[str, object] = {
+    "encoder.model_type": "electra",
+    "encoder.dropout": 0.1,
+    "encoder.attention_dropout": 0.1,
+    "optimizer.peak_learning_rate": 5e-4,
+    "optimizer.beta2": 0.999,
+}
+_JUDGE_SHAPE: dict[str, object] = {
+    "encoder.num_layers": 2,
+    "encoder.hidden_size": 128,
+    "encoder.num_heads": 4,
+    "encoder.intermediate_size": 352,
+}
+RATES = (1, 2, 4, 8)
+_STABILITY = ("frozen", "joint_shallow", "two_stage")
+
+AUXILIARIES = (
+    Arm("auxiliary", "auxiliary", "mlm", depth="auxiliary", rows=2),
+    # One shape whatever the scale.
+    Arm("judge", "auxiliary", "mlm", rows=2, settings=_JUDGE_SHAPE),
+    Arm("auxiliary_half", "auxiliary", "mlm", depth="auxiliary", share=0.5, rows=2),
+    Arm("auxiliary_quarter", "auxiliary", "mlm", depth="auxiliary", share=0.25, rows=2),
+    Arm("auxiliary_deep", "auxiliary", "mlm", rows=2),
+)
+MAIN = (
+    Arm("frozen", "main", "frozen", "auxiliary"),
+    Arm("two_stage", "main", "two_stage", "auxiliary"),
+    Arm("joint_shallow", "main", "joint_shallow"),
+    Arm("mlm", "main", "mlm"),
+    Arm("random", "main", "random"),
+    # Stock ModernBERT takes no narrower generator with tied embeddings: this one is as wide and deep as the main model.
+    Arm("joint", "main", "joint", settings={"generator.width_divisor": 1}),
+    Arm("unigram", "main", "unigram"),
+    Arm("joint_gdes", "main", "joint_gdes"),
+    Arm("replay", "main", "replay", "auxiliary"),
+)
+SCHEDULES = (
+    *(
+        _frozen(f"exponential_{initial:g}_{tau:g}", "schedule", temperature__initial=initial, temperature__tau=tau)
+        for initial in (1.5, 2.0, 4.0)
+        for tau in (0.05, 0.1, 0.3)
+        if (initial, tau) != (2.0, 0.1)  # the arm `frozen`
+    ),
+    _frozen("linear", "schedule", temperature__schedule="linear"),
+    _frozen("polynomial", "schedule", temperature__schedule="polynomial"),
+    _frozen("constant_2", "schedule", temperature__schedule="constant"),
+)
+AUXILIARY_STRENGTHS = (
+    _frozen("frozen_quarter", "strength", "auxiliary_quarter"),
+    _frozen("frozen_half", "strength", "auxiliary_half"),
+    _frozen("frozen_deep", "strength", "auxiliary_deep"),
+)
+STABILITY = tuple(
+    Arm(f"{objective}_x{rate}", "rate", objective, "" if objective == "joint_shallow" else "auxiliary", 0.5, rate)
+    for rate in RATES
+    for objective in _STABILITY
+)
+CONTROL = (
+    Arm("electra_frozen", "control", "frozen", "auxiliary", settings=_ELECTRA),
+    Arm("electra_joint", "control", "joint", settings=_ELECTRA | {"generator.width_divisor": 4}),
+)
+ARMS = {arm.name: arm for arm in (*AUXILIARIES, *MAIN, *SCHEDULES, *AUXILIARY_STRENGTHS, *STABILITY, *CONTROL)}
+
+# What is run in which order: (arms, seeds), seed by seed. Main arms and their seeds come before ablations.
+_FIRST = ("frozen", "two_stage", "joint_shallow")
+_SCARCE = ("joint_gdes", "replay")
+_OTHERS = tuple(arm.name for arm in MAIN if arm.name not in _FIRST)
+ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
+    (("auxiliary",), (AUXILIARY_SEED,)),
+    ((JUDGE[0],), (JUDGE[1],)),
+    (tuple(arm.name for arm in MAIN if arm.name not in _SCARCE), (0,)),
+    (_FIRST, (1, 2)),
+    (_SCARCE, (0,)),
+    (tuple(arm.name for arm in STABILITY), (0,)),
+    (tuple(arm.name for arm in AUXILIARIES[2:]), (AUXILIARY_SEED,)),
+    (tuple(arm.name for arm in (*AUXILIARY_STRENGTHS, *SCHEDULES, *CONTROL)), (0,)),
+    (_OTHERS, (1, 2)),
+)
+
+
+def plan(only: Sequence[str] = ()) -> Iterator[tuple[Arm, int]]:
+    """(arm, seed) in the order in which they are run; with `only`, those arms and what they are made with.
+
+    Raises ValueError for an unknown arm, naming the nearest known.
+    """
+    for name in only:
+        if name not in ARMS:
+            near = get_close_matches(name, ARMS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{name!r} is no arm of the study: {hint}choose of {', '.join(ARMS)}")
+    wanted = set(only) | {ARMS[name].auxiliary for name in only}
+    for names, seeds in ROUNDS:
+        for seed in seeds:
+            yield from ((ARMS[name], seed) for name in names if not only or name in wanted or (name, seed) == JUDGE)
+
+
+def overrides(arm: Arm, seed: int, scale: Scale) -> dict[str, object]:
+    """The arm's settings for launchers/pretrain.py; folders and models are left to the study."""
+    layers = {"full": scale.layers, "auxiliary": scale.auxiliary_layers}[arm.depth]
+    steps = round(scale.steps * arm.share)
+    electra = arm.settings.get("encoder.model_type") == "electra"
+    return {
+        **scale.settings(),
+        "objective": arm.objective,
+        "seed": seed,
+        "encoder.num_layers": layers,
+        "encoder.intermediate_size": 4 * scale.width if electra else scale.intermediate,
+        "optimizer.peak_learning_rate": scale.rate * arm.rate,
+        "run.steps": steps,
+        "run.batch_rows": scale.rows * arm.rows,
+        "run.micro_batch_rows": scale.rows * arm.rows,
+        "run.evaluate_every": max(1, scale.steps // 4),
+        "run.save_every": max(1, scale.steps // 10),
+        **arm.settings,
+    }

@@ -1,0 +1,76 @@
+"""Pictures of the quality study: each arm's figures against its FLOPs, and BLiMP on the way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.arms import CONTROL, MAIN
+from benchmarks.rows import Row
+from benchmarks.verdicts import METRICS
+
+_FAINT = "#d9d9d9"
+_COLOURS = {arm.name: f"C{number % 10}" for number, arm in enumerate((*MAIN, *CONTROL))}
+
+
+def against_flops(found: Sequence[Row], path: Path) -> None:
+    """ROC-AUC and BLiMP of the main arms' rows against TFLOPs: filled without, hollow with the auxiliary's training."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
+        for name, colour in _COLOURS.items():
+            members = [row for row in found if row["arm"] == name and row.get(metric) is not None]
+            if not members:
+                continue
+            values = [row[metric] for row in members]
+            axis.scatter([row["flops"] / 1e12 for row in members], values, color=colour, label=name, s=28)
+            counted = [row for row in members if row["flops_auxiliary"]]
+            axis.scatter(
+                [row["flops_with_auxiliary"] / 1e12 for row in counted],
+                [row[metric] for row in counted],
+                facecolors="none",
+                edgecolors=colour,
+                s=40,
+            )
+        _dress(axis, f"{title}, judged" if metric == "judge_auc" else title, "TFLOPs")
+    figure.suptitle("filled: the run alone; hollow: with the training of its auxiliary model", fontsize=9)
+    _save(figure, axes, path)
+
+
+def curves(found: Sequence[Row], path: Path) -> None:
+    """BLiMP (few pairs) and ROC-AUC on each run's own samples over the updates, a line for each main row."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, (metric, title) in zip(
+        axes, {"roc_auc": "ROC-AUC, each on samples of its own", "blimp": "BLiMP, first pairs"}.items(), strict=True
+    ):
+        seen = set()
+        for row in (row for row in found if row["arm"] in _COLOURS):
+            points = [each for each in row["curve"] if metric in each]
+            if points:
+                name = row["arm"]
+                label = None if name in seen else name
+                seen.add(name)
+                steps, values = [each["step"] for each in points], [each[metric] for each in points]
+                axis.plot(steps, values, color=_COLOURS[name], label=label, linewidth=1.2, marker=".")
+        _dress(axis, title, "updates")
+    _save(figure, axes, path)
+
+
+def _dress(axis: Axes, title: str, label: str) -> None:
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_xlabel(label, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color=_FAINT, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _save(figure: plt.Figure, axes: Sequence[Axes], path: Path) -> None:
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=6, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,186 @@
+"""The report's section on quality: the study's arms, the paper's claims beside them, and what each is worth.
+
+Lines of Markdown from rows alone, as in cost_sections.py; it says what has not been run, and works with any part of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import arms, quality_plots, rows, verdicts
+from benchmarks.markdown import formulas, percent, table
+from benchmarks.rows import Row
+from benchmarks.verdicts import Spread, spread
+
+
+def quality_section(found: Sequence[Row], folder: Path) -> list[str]:
+    """Every scale that has rows."""
+    every = rows.select(found, "quality")
+    lines = ["## Quality", ""]
+    if not every:
+        return [*lines, "No arm of the study has been run here: `make study` runs them.", ""]
+    for scale in dict.fromkeys(row["scale"] for row in every):
+        lines += _scale(scale, [row for row in every if row["scale"] == scale], folder)
+    return [*lines, *formulas(every)]
+
+
+def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
+    """One scale: what was run, the main arms, the claims, the ablations, the pictures."""
+    size, finished = arms.SCALES[scale], [row for row in found if "diverged" not in row]
+    lines = [
+        f"### {scale}",
+        "",
+        f"{size.layers} layers x {size.width}, rows of {size.length}, {size.steps:,} updates of {size.rows} rows "
+        f"({size.tokens / 1e6:.2f} million tokens an arm unless said otherwise), {len(found)} rows so far. All are "
+        "judged on the same held-out rows, masks and samples, of a masked LM that no arm was trained on. Ranges are "
+        "those over seeds; a figure without one is of one seed. A seed changes weights, order, masks and noise.",
+        "",
+    ]
+    shared = any(row["machine_shared"] for row in finished)
+    if shared:
+        lines += ["The machine was shared with other work, so that nothing here is a timing.", ""]
+    lines += _masked_lms(finished)
+    lines += _main(found)
+    lines += _fine_tuned(found)
+    lines += _claims(found)
+    lines += _cost(found)
+    lines += _rates(found)
+    lines += _ablations(found)
+    if finished:
+        quality_plots.against_flops(finished, folder / f"quality_{scale}.png")
+        quality_plots.curves(finished, folder / f"curves_{scale}.png")
+        lines += [f"![Quality against FLOPs](quality_{scale}.png)", "", f"![Curves](curves_{scale}.png)", ""]
+    return lines
+
+
+def _masked_lms(finished: Sequence[Row]) -> list[str]:
+    """What the auxiliary models and the judge know."""
+    known = [
+        f"`{row['arm']}` predicts {percent(row['judge_accuracy'])} of held-out masked tokens after "
+        f"{row['tokens'] / 1e6:.2f} million ({row['flops'] / 1e12:.2f} TFLOPs)"
+        for row in rows.select(finished, "quality", group="auxiliary")
+    ]
+    return [f"The masked LMs behind it: {'; '.join(known)}.", ""] if known else []
+
+
+def _main(found: Sequence[Row]) -> list[str]:
+    """A line for each main arm and for the control."""
+    present = [arm for arm in (*arms.MAIN, *arms.CONTROL) if rows.select(found, "quality", arm=arm.name)]
+    head = ("arm", "seeds", "ROC-AUC, judged", "loss / floor", "masked tokens predicted", "BLiMP", "collapsed")
+    content = []
+    for arm in present:
+        members = rows.select(found, "quality", arm=arm.name)
+        losses = [row["judge_loss"] / row["floor"] for row in members if row.get("floor") is not None]
+        figures = [spread(found, arm.name, name) for name in ("judge_auc", "judge_accuracy", "blimp")]
+        bad = sum(map(verdicts.collapsed, members))
+        content.append(
+            (
+                arm.name,
+                len(members),
+                figures[0],
+                Spread(tuple(losses)),
+                figures[1],
+                figures[2],
+                f"{bad} of {len(members)}",
+            )
+        )
+    missing = [arm.name for arm in (*arms.MAIN, *arms.CONTROL) if arm not in present]
+    lines = table(1, head, content)
+    lines += [f"Collapsed: diverged, or a loss above {percent(verdicts.COLLAPSED)} of the majority-class floor.", ""]
+    return [*lines, *([f"Not run yet: {', '.join(missing)}.", ""] if missing else [])]
+
+
+def _fine_tuned(found: Sequence[Row]) -> list[str]:
+    """GLUE's tasks, where rows have them."""
+    tuned = [row for row in found if row.get("glue")]
+    if not tuned:
+        return ["None of these rows is fine-tuned: `--glue FOLDER` does it.", ""]
+    names = list(tuned[0]["glue"])
+    content = []
+    for arm in dict.fromkeys(row["arm"] for row in tuned):
+        members = [row for row in tuned if row["arm"] == arm]
+        figures = (Spread(tuple(row["glue"][name] / 100 for row in members if name in row["glue"])) for name in names)
+        content.append((arm, len(members), *figures))
+    lines = ["#### Fine-tuned", "", "The task's score over 100; one fine-tuning of each run, on few rows.", ""]
+    return [*lines, *table(1, ("arm", "seeds", *names), content)]
+
+
+def _claims(found: Sequence[Row]) -> list[str]:
+    """The paper's claims of quality."""
+    content = [
+        (claim.words, verdicts.METRICS[metric], f"{claim.method} {method}", f"{claim.rival} {rival}", said)
+        for claim, metric, method, rival, said in verdicts.judged(found)
+    ]
+    lines = ["#### The paper's claims", "", verdicts.RULE, ""]
+    if not content:
+        return [*lines, "No claim has rows of both its arms yet.", ""]
+    return [*lines, *table(5, ("claim", "by", "ours", "beside it", "verdict"), content)]
+
+
+def _cost(found: Sequence[Row]) -> list[str]:
+    """FLOPs of each main arm, the auxiliary model's training counted and not counted."""
+    content = []
+    base = [row for row in rows.select(found, "quality", arm="joint_shallow") if "flops" in row]
+    for arm in arms.MAIN:
+        members = [row for row in rows.select(found, "quality", arm=arm.name) if "flops" in row]
+        if members:
+            row = members[0]
+            ratios = [
+                percent(row[name] / base[0]["flops"]) if base else "-" for name in ("flops", "flops_with_auxiliary")
+            ]
+            content.append((arm.name, f"{row['flops'] / 1e12:.2f}", f"{row['flops_auxiliary'] / 1e12:.2f}", *ratios))
+    head = ("arm", "TFLOPs of the run", "of its auxiliary model", "of joint_shallow's", "auxiliary counted")
+    return ["#### FLOPs", "", *table(1, head, content)] if content else []
+
+
+def _rates(found: Sequence[Row]) -> list[str]:
+    """Learning rates times 1 to 8: the judged ROC-AUC, and what collapsed."""
+    tried = rows.select(found, "quality", group="rate")
+    if not tried:
+        return []
+    objectives = list(dict.fromkeys(row["objective"] for row in tried))
+    content = []
+    for objective in objectives:
+        cells = []
+        for rate in arms.RATES:
+            of = rows.select(tried, "quality", arm=f"{objective}_x{rate}")
+            cells.append(_rate_cell(of[0]) if of else "not run")
+        content.append((objective, *cells))
+    lines = [
+        "#### Learning rates",
+        "",
+        "ROC-AUC, judged, after half the updates at the main arms' peak rate times 1 to 8; one seed, so that nothing "
+        "is concluded from small differences.",
+        "",
+    ]
+    return [*lines, *table(1, ("objective", *(f"x{rate}" for rate in arms.RATES)), content)]
+
+
+def _rate_cell(row: Row) -> str:
+    if "diverged" in row:
+        return "diverged"
+    return f"{row['judge_auc']:.3f}" + (" (collapsed)" if verdicts.collapsed(row) else "")
+
+
+def _ablations(found: Sequence[Row]) -> list[str]:
+    """Schedules and auxiliary models beside the main arms that they vary."""
+    lines: list[str] = []
+    for group, title in (("schedule", "Schedules"), ("strength", "Auxiliary models")):
+        tried = [row for row in rows.select(found, "quality", group=group) if "diverged" not in row]
+        if not tried:
+            continue
+        rivals = [row for name in ("frozen", "two_stage") for row in rows.select(found, "quality", arm=name, seed=0)]
+        content = [
+            (
+                row["arm"],
+                "-" if row.get("auxiliary_accuracy") is None else percent(row["auxiliary_accuracy"]),
+                *(Spread(() if row.get(name) is None else (row[name],)) for name in ("judge_auc", "blimp")),
+            )
+            for row in (*rivals, *tried)
+        ]
+        noise = spread(found, "frozen", "judge_auc")
+        said = verdicts.insensitive(noise, Spread(tuple(row["judge_auc"] for row in tried)))
+        claim = f"Little sensitivity to these, by ROC-AUC: {said}"
+        beside = f" (frozen's own range over {len(noise.values)} seeds: {noise.range:.3f})" if noise.values else ""
+        lines += [f"#### {title}", "", f"One seed each. {claim}{beside}.", ""]
+        lines += table(1, ("arm", "auxiliary model predicts", "ROC-AUC, judged", "BLiMP"), content)
+    return lines

@@ -1,0 +1,123 @@
+"""What the paper claims of quality, and whether our rows bear it out, by one rule for all.
+
+d is the difference of two arms' means, s the larger of their ranges over seeds. With fewer than two seeds of either
+arm nothing is said, and neither where both arms' means are within MARGIN of chance: two models that have learned
+nothing are not on a par. Otherwise, for "at least as good": holds where d > s, or where neither |d| nor s is more than
+MARGIN; does not hold where d < -s; too noisy to tell elsewhere. For "better": holds where d > s; does not hold where
+d < -s, or where neither |d| nor s is more than MARGIN; too noisy to tell elsewhere.
+
+Ablations have one seed an arm. The figure is insensitive to what they vary where their range is no more than the main
+arm's own over seeds, or MARGIN; it is sensitive where their range is more than three times the larger of these.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from benchmarks import rows
+from benchmarks.rows import Row
+
+MARGIN = 0.01
+CHANCE = 0.5  # of ROC-AUC and of BLiMP
+COLLAPSED = 0.99  # of the majority-class floor: a loss above this share of it has learned next to nothing
+HOLDS, FAILS, NOISY, FEW = "holds", "does not hold", "too noisy to tell", "too few seeds to tell"
+NOTHING = "both at chance: nothing to compare"
+METRICS = {"judge_auc": "ROC-AUC", "blimp": "BLiMP"}
+RULE = (
+    "d: difference of the two arms' means over seeds, s: the larger of their ranges (max - min). *At least as good* "
+    f"holds where d > s, or where neither |d| nor s is more than {MARGIN}; it does not hold where d < -s. *Better* "
+    f"holds where d > s; it does not hold where d < -s, or where neither |d| nor s is more than {MARGIN}. Otherwise it "
+    f"is too noisy to tell. With fewer than two seeds of either arm, or both means within {MARGIN} of chance, nothing "
+    "is said."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`method` is claimed to be at least as good as `rival`, or `better`."""
+
+    words: str
+    method: str
+    rival: str
+    better: bool = False
+
+
+CLAIMS = (
+    Claim("on a par with joint training (METRO's generator)", "frozen", "joint_shallow"),
+    Claim("on a par with joint training (generator of full size)", "frozen", "joint"),
+    Claim("on a par with DeBERTaV3's joint training", "frozen", "joint_gdes"),
+    Claim("a descending temperature is better than T = 1 throughout (two-stage)", "frozen", "two_stage", True),
+    Claim("replacement paths prepared offline lose nothing", "replay", "frozen"),
+    Claim("a model's samples are better than a unigram statistic's", "frozen", "unigram", True),
+    Claim("a model's samples are better than random words", "frozen", "random", True),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of one arm over its seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        return mean(self.values)
+
+    @property
+    def range(self) -> float:
+        """Largest less smallest."""
+        return max(self.values) - min(self.values)
+
+    def __str__(self) -> str:
+        if not self.values:
+            return "-"
+        ends = f" ({min(self.values):.3f} to {max(self.values):.3f})" if len(self.values) > 1 else ""
+        return f"{self.mean:.3f}{ends}"
+
+
+def spread(found: Sequence[Row], arm: str, metric: str) -> Spread:
+    """The metric of an arm's rows, in the order of seeds; rows without it are left out."""
+    members = sorted(rows.select(found, "quality", arm=arm), key=lambda row: row["seed"])
+    return Spread(tuple(row[metric] for row in members if row.get(metric) is not None))
+
+
+def verdict(method: Spread, rival: Spread, better: bool) -> str:
+    """By the rule above."""
+    if min(len(method.values), len(rival.values)) < 2:
+        return FEW
+    if max(method.mean, rival.mean) <= CHANCE + MARGIN:
+        return NOTHING
+    difference, noise = method.mean - rival.mean, max(method.range, rival.range)
+    if abs(difference) > noise:
+        return HOLDS if difference > 0 else FAILS
+    if max(abs(difference), noise) <= MARGIN:
+        return FAILS if better else HOLDS
+    return NOISY
+
+
+def insensitive(main: Spread, varied: Spread) -> str:
+    """Whether a figure does not hang on what was varied, by the rule above; `varied` has one value for each setting."""
+    if len(main.values) < 2 or len(varied.values) < 2:
+        return FEW
+    if max(main.mean, varied.mean) <= CHANCE + MARGIN:
+        return NOTHING
+    noise = max(main.range, MARGIN)
+    return HOLDS if varied.range <= noise else FAILS if varied.range > 3 * noise else NOISY
+
+
+def judged(found: Sequence[Row]) -> list[tuple[Claim, str, Spread, Spread, str]]:
+    """(claim, metric, the method's figure, the rival's, verdict) for every claim of which both arms have rows."""
+    made = []
+    for claim in CLAIMS:
+        for metric in METRICS:
+            method, rival = (spread(found, arm, metric) for arm in (claim.method, claim.rival))
+            if method.values and rival.values:
+                made.append((claim, metric, method, rival, verdict(method, rival, claim.better)))
+    return made
+
+
+def collapsed(row: Row) -> bool:
+    """Whether a discriminator diverged, or learned next to nothing beyond the majority class."""
+    floor = row.get("floor")  # a masked LM has none
+    return "diverged" in row or (floor is not None and row["judge_loss"] > COLLAPSED * floor)
