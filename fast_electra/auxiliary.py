@@ -68,7 +68,8 @@ def draw(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
     cumulative = weight.cumsum(dim=-1)
     total = cumulative[..., -1:]
     target = torch.minimum(numbers.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    words = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return words.clamp_max_(logits.shape[-1] - 1)  # of broken logits a word too, and the loss tells of them
 
 
 class Auxiliary:
@@ -118,11 +119,14 @@ class Auxiliary:
 def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dtype: torch.dtype) -> PreTrainedModel:
     """The masked LM in a folder or on the hub, frozen, in eval mode.
 
-    Raises ValueError when it cannot serve this corpus: no masked-LM head among its weights, another tokenizer or
-    vocabulary, or fewer positions than a row has tokens.
+    No code comes with it: weights are safetensors, or unpickled as plain tensors alone, and code of a model's own is
+    never run. Raises ValueError when it cannot serve this corpus: no masked-LM head among its weights, another
+    tokenizer or vocabulary, or fewer positions than a row has tokens.
     """
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, weights_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a damaged or foreign file makes transformers, safetensors or torch raise
         raise ValueError(
             f"auxiliary = {path!r} is no masked LM that transformers can load ({error}); "
@@ -183,7 +187,7 @@ def gate(path: str, accuracy: float, most_frequent: float, total: int) -> None:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of a model's weights, by name, as they are loaded (bf16)."""
+    """A hash of a model's weights, by name, as they are loaded."""
     state = xxhash.xxh3_128()
     for name, weight in sorted(model.state_dict().items()):
         state.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fast_electra.config import DataConfig, require
-from fast_electra.corpus import Corpus
+from fast_electra.corpus import Corpus, require_known_ids
 from fast_electra.masking import masked_positions
 from fast_electra.randomness import permute
 
@@ -43,6 +43,7 @@ class Batches:
         self.data, self.seed = data, seed
         tokenizer = self.corpora[0].tokenizer
         self.cls_id, self.special_ids = tokenizer.cls_token_id, list(tokenizer.all_special_ids)
+        self.vocab_size = len(tokenizer)
         weights = np.array([weight for _, weight in corpora])
         rows = np.array([corpus.num_tokens // (data.sequence_length - 1) for corpus in self.corpora])
         held_out = np.maximum(1, np.round(data.held_out_rows * weights / weights.sum())).astype(np.int64)
@@ -99,11 +100,15 @@ class Batches:
         return keys
 
     def masked(self, keys: NDArray[np.int64]) -> MaskedBatch:
-        """The rows of these keys with their masked positions."""
+        """The rows of these keys with their masked positions.
+
+        Raises ValueError for a token id outside of the vocabulary, which a corpus that was not verified may have.
+        """
         input_ids = np.empty((len(keys), self.data.sequence_length), dtype=np.int64)
         input_ids[:, 0] = self.cls_id
         for corpus, mine, place in self._places(keys):
             input_ids[mine, 1:] = corpus.tokens[place]
+            require_known_ids(input_ids[mine, 1:], self.vocab_size, corpus.path, f"near token {place[0, 0]:,}")
         positions = masked_positions(input_ids, keys, self.data.num_masked, self.seed, self.special_ids)
         return MaskedBatch(torch.from_numpy(input_ids), torch.from_numpy(positions), torch.from_numpy(keys))
 

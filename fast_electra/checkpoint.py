@@ -4,19 +4,31 @@ Step and rows seen say where a run is; everything else about its position is com
 written beside its name and renamed once the manifest is in it, so that a folder of that name is complete; its hashes
 are checked before it is read, and a damaged one is set aside in favour of the one before. DeepSpeed unpickles its
 optimizer state, so a run folder is to be trusted like a program: only files this manifest lists are read.
+
+A checkpoint of another number of processes or ZeRO stage is read through DeepSpeed's universal form, one file for each
+weight and moment, which is made beside it and removed once read.
 """
 
+import argparse
+import contextlib
+import io
+import itertools
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import deepspeed
+import torch
 import xxhash
+from deepspeed.checkpoint import ds_to_universal
 
-from fast_electra import parallel
+from fast_electra import json_file, parallel
 
 _PARTIAL, _DAMAGED, _GENERATOR = ".partial", ".damaged", "generator"
+_UNIVERSAL = ".universal" + _PARTIAL
 
 
 class Position(NamedTuple):
@@ -30,14 +42,33 @@ class Position(NamedTuple):
 START = Position(0, 0, 0.0)
 
 
+class Keep(NamedTuple):
+    """Which checkpoints stay: the last few, and those whose step is a multiple of `every` where that is not 0."""
+
+    last: int
+    every: int = 0
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a checkpoint, as its manifest records it."""
+
+    bytes: int
+    xxh3_128: str
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def save(
-    engine: parallel.Engine, folder: Path, position: Position, keep: int, generator: parallel.Engine | None = None
+    engine: parallel.Engine, folder: Path, position: Position, keep: Keep, generator: parallel.Engine | None = None
 ) -> Path:
-    """Write a checkpoint and drop all but the last `keep`. All processes take part; returns its folder.
+    """Write a checkpoint and drop those not to `keep`. All processes take part; returns its folder.
 
     `generator` is the second engine of a run that has one; its state lies in a folder inside the checkpoint.
     """
-    name = f"step-{position.step:08d}"
+    name = _name(position.step)
     partial = folder / (name + _PARTIAL)
     if parallel.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -48,25 +79,47 @@ def save(
         generator.save_checkpoint(str(partial), tag=_GENERATOR, save_latest=False)
     parallel.barrier()
     if parallel.rank() == 0:
-        _write_manifest(partial, position)
-        shutil.rmtree(folder / name, ignore_errors=True)
+        _write_manifest(partial, position, engine.zero_optimization_stage())
+        _discard(folder / name)
         partial.rename(folder / name)
         _sync(folder)
-        for old in complete(folder)[:-keep]:
-            shutil.rmtree(old)
+        clear(folder, keep)
     parallel.barrier()
     return folder / name
 
 
-def _write_manifest(folder: Path, position: Position) -> None:
+def clear(folder: Path, keep: Keep) -> None:
+    """Remove the finished checkpoints that are not to `keep`."""
+    for old in complete(folder)[: -keep.last]:
+        if not (keep.every and _step(old) % keep.every == 0):
+            _discard(old)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint; a kill in the middle leaves nothing under its name."""
+    if folder.exists():
+        going = folder.with_name(f"{folder.name}.old{_PARTIAL}")
+        shutil.rmtree(going, ignore_errors=True)
+        folder.rename(going)
+        shutil.rmtree(going)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left half-written, half-removed or half-converted."""
+    for path in folder.glob(f"step-*{_PARTIAL}"):
+        shutil.rmtree(path)
+
+
+def _write_manifest(folder: Path, position: Position, zero_stage: int) -> None:
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_128": _hash(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = position._asdict() | {"num_processes": parallel.world_size(), "files": files}
+    layout = {"num_processes": parallel.world_size(), "zero_stage": zero_stage}
+    manifest = position._asdict() | layout | {"files": files}
     path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    path.write_text(json.dumps(json_file.sealed(manifest), indent=2) + "\n")
     _sync(path)
 
 
@@ -90,6 +143,10 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files match its manifest, with that manifest; None when there is none.
 
@@ -97,43 +154,134 @@ def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     for path in reversed(complete(folder)):
         try:
-            return path, _verified(path)
+            return path, verified(path)
         except ValueError as error:
-            path.rename(path.with_name(path.name + _DAMAGED))
-            print(f"{error}; set aside as {path.name}{_DAMAGED}, taking the one before", flush=True)  # noqa: T201
+            aside = _free_name(path)
+            path.rename(aside)
+            print(f"{error}; set aside as {aside.name}, taking the one before", flush=True)  # noqa: T201
     return None
 
 
-def _verified(path: Path) -> dict[str, Any]:
+def _free_name(path: Path) -> Path:
+    """Where a damaged checkpoint goes: NAME.damaged, or with a number behind it if an earlier one is there."""
+    names = itertools.chain([_DAMAGED], (f"{_DAMAGED}-{number}" for number in itertools.count(2)))
+    return next(free for name in names if not os.path.lexists(free := path.with_name(path.name + name)))
+
+
+def verified(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file of which is what it says. Raises ValueError otherwise."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files = {str(name): (int(of["bytes"]), str(of["xxh3_128"])) for name, of in manifest["files"].items()}
-        Position(int(manifest["step"]), int(manifest["rows_seen"]), float(manifest["seconds"]))
-        int(manifest["num_processes"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = json_file.read(path / "manifest.json", "It has to be the one that was written with the checkpoint")
+        json_file.typed([manifest.get(name) for name in Position._fields], Position, "manifest")
+        json_file.typed(manifest.get("num_processes"), int, "num_processes")
+        json_file.typed(manifest.get("zero_stage", 0), int, "zero_stage")
+        files = json_file.typed(manifest.get("files"), dict[str, _File], "files")
+        json_file.require(_name(manifest["step"]) == path.name, f"it is of step {manifest['step']}")
+    except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {path} has no readable manifest ({error})") from error
-    for name, (size, digest) in files.items():
+    for name, recorded in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != size or _hash(file) != digest:
+        if not file.is_file() or file.stat().st_size != recorded.bytes or _hash(file) != recorded.xxh3_128:
             raise ValueError(f"checkpoint {path} is damaged: {name} is not what its manifest says")
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir() or file.is_symlink()}
+    foreign = sorted(found - set(files) - {"manifest.json"})
+    if foreign:  # DeepSpeed looks for files by pattern, and unpickles them
+        raise ValueError(f"checkpoint {path} holds {foreign[0]!r}, which its manifest does not list")
     return manifest
 
 
 def restore(engine: parallel.Engine, folder: Path, generator: parallel.Engine | None = None) -> Position:
     """Load the newest sound checkpoint into the engine (or both); START when there is none. All processes take part.
 
-    Raises ValueError when it was written by another number of processes.
+    It may be of any number of processes and any ZeRO stage. Raises ValueError when the disk has no room to convert it.
     """
+    if parallel.rank() == 0:
+        clear_leftovers(folder)
     found = parallel.from_rank_zero(newest_sound(folder) if parallel.rank() == 0 else None)
     if found is None:
         return START
     path, manifest = found
-    if manifest["num_processes"] != parallel.world_size():
-        raise ValueError(
-            f"checkpoint {path} was written by {manifest['num_processes']} processes, this run has "
-            f"{parallel.world_size()}; start it with the same number"
-        )
-    engine.load_checkpoint(str(path.parent), tag=path.name)
+    stage = engine.zero_optimization_stage()
+    same = (parallel.world_size(), stage) == (manifest["num_processes"], manifest.get("zero_stage", stage))
+    load = _load if same else _load_universal
+    load(engine, path)
     if generator is not None:
-        generator.load_checkpoint(str(path), tag=_GENERATOR)
+        load(generator, path / _GENERATOR)
     return Position(manifest["step"], manifest["rows_seen"], manifest["seconds"])
+
+
+def _load(engine: parallel.Engine, path: Path) -> None:
+    engine.load_checkpoint(str(path.parent), tag=path.name)
+
+
+def _load_universal(engine: parallel.Engine, path: Path) -> None:
+    """Load a checkpoint of another layout: masters, moments and the count of updates; the engine's own numbers stay."""
+    universal = path.with_name(path.name + _UNIVERSAL)
+    parallel.on_rank_zero(lambda: _convert(path, universal, len(engine.optimizer.param_groups)))
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        optimizer.checkpoint_event_prologue()
+    optimizer.load_state_dict(None, checkpoint_folder=str(universal))
+    if engine.zero_optimization_stage() == 3:
+        optimizer.checkpoint_event_epilogue()
+    else:
+        optimizer.update_lp_params()
+    _count_updates(optimizer.optimizer, _recorded_updates(universal / "zero"))
+    parallel.barrier()
+    parallel.on_rank_zero(lambda: shutil.rmtree(universal))
+
+
+def _convert(path: Path, universal: Path, num_groups: int) -> None:
+    """DeepSpeed's universal form of a checkpoint that was verified, in `universal`.
+
+    DeepSpeed's converter looks into subfolders and takes its paths for patterns, so it gets links to the engine's own
+    files in a folder of its own, by relative names. What it writes is brought into a form that both loaders
+    take (ZeRO-1's and 2's, ZeRO-3's), without the parameter groups' numbers: ZeRO-3's loader would give the first
+    group's weight decay to all, and the recipe has them anyway.
+    """
+    source = universal / "source"
+    shutil.rmtree(universal, ignore_errors=True)
+    source.mkdir(parents=True)
+    for file in path.glob("*.pt"):
+        (source / file.name).symlink_to(file.resolve())
+    arguments = argparse.Namespace(input_folder="source", output_folder="universal", keep_temp_folder=False)
+    arguments.num_extract_workers, arguments.num_merge_workers = 1, 1
+    arguments.strict, arguments.inject_missing_state = True, True
+    silent = io.StringIO()
+    with contextlib.chdir(universal), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        ds_to_universal.main(arguments)
+    (universal / "universal" / "zero").rename(universal / "zero")
+    updates = _recorded_updates(universal / "zero")
+    for weight in filter(Path.is_dir, (universal / "zero").iterdir()):
+        for file in weight.glob("*.pt"):
+            values = torch.load(file, map_location="cpu", weights_only=False)
+            if isinstance(values, torch.Tensor) and values.ndim:  # of ZeRO-3; ZeRO-1 and 2 wrap it, and all read that
+                torch.save({ds_to_universal.PARAM: values}, file)
+        torch.save(updates, weight / "step.pt")
+    record = {
+        "ds_version": deepspeed.__version__,
+        "param_groups": [{} for _ in range(num_groups)],
+        "optimizer_state_dict": {"state": {0: {"step": updates}}, "param_groups": [{}]},
+    }
+    torch.save(record, universal / "zero" / "optimizer_state.pt")
+
+
+def _recorded_updates(zero: Path) -> float:
+    """How many updates the optimizer has made, as a universal checkpoint of ZeRO-1 and 2, or of ZeRO-3, says."""
+    step = next(zero.glob("*/step.pt"), None)
+    if step is not None:
+        return float(torch.load(step, weights_only=True))
+    record = torch.load(zero / "optimizer_state.pt", map_location="cpu", weights_only=False)
+    return float(record["optimizer_state_dict"]["state"][0]["step"])
+
+
+def _count_updates(optimizer: torch.optim.Optimizer, updates: float) -> None:
+    """Give each parameter a count of its own: DeepSpeed's ZeRO-3 loader has all share one, which then counts for all.
+
+    torch's fused optimizers keep it as a tensor beside the moments, DeepSpeed's CPU one as an integer.
+    """
+    fused = isinstance(optimizer, torch.optim.AdamW)
+    for state in optimizer.state.values():
+        if "exp_avg" in state:
+            count = torch.tensor(updates, dtype=torch.float32, device=state["exp_avg"].device)
+            state["step"] = count if fused else int(updates)

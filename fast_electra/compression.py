@@ -2,8 +2,8 @@
 
 A name that says otherwise is an error, since one of the two is wrong and guessing hides it. One loop serves all three
 formats: it reads archives of several parts (`cat a.gz b.gz`, pigz, `xz -T`, `zstd -T`), it notices an archive that
-ends too early (zstandard's own stream reader takes the cut for the end), and it holds one block at a time: at most
-64 KiB as stored, a few hundred thousand bytes of text when unpacked.
+ends too early (zstandard's own stream reader takes the cut for the end), and it unpacks little at a time, so that
+100 MB of one letter, which are 20 kB as stored, do not become one block.
 """
 
 import lzma
@@ -16,11 +16,13 @@ import zstandard
 
 SUFFIXES = (".gz", ".xz", ".zst")
 
-_BLOCK = 1 << 16  # stored bytes read at once
+_BLOCK = 1 << 16  # stored bytes read at once, and unpacked ones handed on together
+_PIECE = 1 << 7  # stored bytes unpacked at once: they become at most 0.1 MB (gzip), 1 MB (xz) or 4 MB (zstd)
+_XZ_BYTES = 1 << 30  # memory that an archive may ask for; `xz -9` takes 65 MB
 # First bytes, the name's ending, and a maker of decompressors (None: known, but not read here).
 _FORMATS: tuple[tuple[bytes, str, Callable[[], Any] | None], ...] = (
     (b"\x1f\x8b", ".gz", lambda: zlib.decompressobj(wbits=31)),
-    (b"\xfd7zXZ\x00", ".xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    (b"\xfd7zXZ\x00", ".xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_BYTES)),
     (b"\x28\xb5\x2f\xfd", ".zst", lambda: zstandard.ZstdDecompressor().decompressobj()),
     (b"BZh", ".bz2", None),
     (b"PK\x03\x04", ".zip", None),
@@ -78,24 +80,33 @@ def _stored_blocks(path: Path, advance: Callable[[int], None]) -> Iterator[bytes
 
 
 def _unpack(blocks: Iterator[bytes], make: Callable[[], Any], path: Path) -> Iterator[bytes]:
+    held = bytearray()
+    for unpacked in _unpacked(blocks, make, path):
+        held += unpacked
+        while len(held) >= _BLOCK:
+            yield bytes(held[:_BLOCK])
+            del held[:_BLOCK]
+    if held:
+        yield bytes(held)
+
+
+def _unpacked(blocks: Iterator[bytes], make: Callable[[], Any], path: Path) -> Iterator[bytes]:
     part = make()
     consumed = 0
-    for block in blocks:
-        consumed += len(block)
-        while block:
+    for piece in (block[start : start + _PIECE] for block in blocks for start in range(0, len(block), _PIECE)):
+        consumed += len(piece)
+        while piece:
             if part.eof:  # another part follows; zero bytes between parts are padding
-                block = block.lstrip(b"\x00")
-                part = make() if block else part
+                piece = piece.lstrip(b"\x00")
+                part = make() if piece else part
                 continue
             try:
-                unpacked = part.decompress(block)
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+                yield part.decompress(piece)
+            except (zlib.error, lzma.LZMAError, zstandard.ZstdError, MemoryError) as error:
                 raise ValueError(
                     f"{str(path)!r} is damaged within its first {consumed:,} bytes ({error}): fetch or pack it again"
                 ) from error
-            block = part.unused_data
-            if unpacked:
-                yield unpacked
+            piece = part.unused_data
     if not part.eof:
         raise ValueError(
             f"{str(path)!r} is cut short: after {consumed:,} bytes the archive has no end. Fetch it again, or unpack "

@@ -14,6 +14,7 @@ OBJECTIVES = (
     *("joint", "joint_shallow", "joint_gdes", "joint_decoupled"),
     "mlm",
 )
+DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 
@@ -172,7 +173,14 @@ class OptimizerConfig:
 class RunConfig:
     """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time.
 
-    `stop_at_step` ends this start early, with a checkpoint to go on from; 0 means no.
+    The last `keep_checkpoints` stay, and those at multiples of `keep_every` steps (0: none). `stop_at_step` ends a
+    start early, saved (0: no). `dtype` is bfloat16, float32, or auto: bfloat16 where the hardware multiplies it.
+    `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
+
+    An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
+    to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
+    never. Losses `spike_deviations` standard deviations above their running mean are written down with their rows, 0
+    means none. A process without progress for `hang_minutes` ends itself, 0 means never.
     """
 
     steps: int = 125_000
@@ -182,13 +190,26 @@ class RunConfig:
     evaluate_every: int = 5_000
     save_every: int = 5_000
     keep_checkpoints: int = 2
+    keep_every: int = 0
     compile: bool = False
     stop_at_step: int = 0
+    dtype: str = "auto"
+    blimp: str = ""
+    blimp_pairs: int = 20
+    on_nan: str = "stop"
+    max_skipped: int = 100
+    floor_patience: int = 0
+    spike_deviations: float = 6.0
+    hang_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_rows", "micro_batch_rows", "log_every", "evaluate_every", "save_every"):
+        rhythm = ("log_every", "evaluate_every", "save_every", "keep_checkpoints")
+        for name in ("steps", "batch_rows", "micro_batch_rows", *rhythm):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "give a whole number of at least 1")
-        require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "keep at least one")
+        require(self.dtype in DTYPES, "run.dtype", self.dtype, f"choose one of {DTYPES}")
+        require(self.on_nan in ("stop", "skip"), "run.on_nan", self.on_nan, "choose stop or skip")
+        for name in ("max_skipped", "floor_patience", "spike_deviations", "hang_minutes", "keep_every", "blimp_pairs"):
+            require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "give 0 or more")
 
 
 @dataclass(frozen=True)

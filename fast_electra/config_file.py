@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from fast_electra import json_file
 from fast_electra.config import Config, require
 
 
@@ -13,30 +14,36 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
-    """The dataclass `kind` from nested dictionaries; raises ValueError on an unknown key."""
+def from_dict(values: dict[str, Any], kind: type = Config, place: str = "") -> Any:
+    """The dataclass `kind` from nested dictionaries; raises ValueError for an unknown key or a value of another type.
+
+    `place` is where the values stand: "" or a prefix that ends in a dot.
+    """
     hints = get_type_hints(kind)
     require(isinstance(values, dict), kind.__name__, values, "expected an object of settings")
     unknown = sorted(set(values) - set(hints))
     require(not unknown, kind.__name__, unknown, f"unknown keys; known are {sorted(hints)}")
     return kind(
         **{
-            name: from_dict(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else value
+            name: from_dict(value, hints[name], f"{place}{name}.")
+            if dataclasses.is_dataclass(hints[name])
+            else json_file.typed(value, hints[name], place + name)
             for name, value in values.items()
         }
     )
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the resolved config as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Write the resolved config as JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    partial.replace(path)
 
 
 def load(path: Path) -> Config:
     """Read a config written by `save`; raises ValueError when the file is damaged or of another version."""
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no config that this version can read ({error}); choose another output folder"
-        ) from error
+    remedy = "It has to be of this version; choose another output folder"
+    values = json_file.read(path, remedy)
+    with json_file.named(path, remedy):
+        config: Config = from_dict(values)
+    return config

@@ -126,7 +126,7 @@ class Corpus:
         count that is recorded, or if a token id is beyond the tokenizer (looked at in 256 places; `verify` reads all).
         """
         path = Path(path)
-        if path.suffix in (".bin", ".idx"):
+        if path.suffix in (".bin", ".idx") and not path.is_dir():
             path = path.with_suffix("")
         if path.name == PREFIX_NAME and (path.parent / FILE_NAME).is_file():
             path = path.parent
@@ -140,7 +140,7 @@ class Corpus:
         """
         vocab_size = len(self.tokenizer)  # compares the tokenizer as well
         if self.manifest is None:
-            _require_known_ids(self.path, self.tokens, vocab_size, places=-(-self.num_tokens // _BLOCK))
+            _look_at_ids(self.path, self.tokens, vocab_size, places=-(-self.num_tokens // _BLOCK))
             return
         for record in self.manifest.files:
             if (found := hash_file(self.path / record.name)) != record.xxh3_128:
@@ -153,6 +153,8 @@ class Corpus:
 def _open_own(folder: Path, tokenizer: str | Path | None) -> Corpus:
     manifest = Manifest.read(folder)
     index = read_index(folder / PREFIX_NAME)
+    if not index.num_tokens:
+        raise ValueError(f"the corpus {str(folder)!r} has no tokens: prepare it again")
     recorded = {record.name: record.size_bytes for record in manifest.files}
     found = {name: (folder / name).stat().st_size for name in (f"{PREFIX_NAME}.bin", f"{PREFIX_NAME}.idx")}
     counts = {"tokens": index.num_tokens, "documents": len(index.document_starts), "dtype": index.dtype.name}
@@ -192,7 +194,7 @@ def _open_foreign(prefix: Path, tokenizer: str | Path | None) -> Corpus:
     name = str(tokenizer or beside)
     loaded = tokenizers.load(name)
     tokens = np.memmap(f"{prefix}.bin", dtype=index.dtype, mode="r")
-    seen = _require_known_ids(prefix, tokens, len(loaded), places=_PLACES)
+    seen = _look_at_ids(prefix, tokens, len(loaded), places=_PLACES)
     return Corpus(
         path=prefix,
         tokens=tokens,
@@ -204,15 +206,21 @@ def _open_foreign(prefix: Path, tokenizer: str | Path | None) -> Corpus:
     )
 
 
-def _require_known_ids(path: Path, tokens: NDArray[Any], vocab_size: int, places: int) -> str:
+def _look_at_ids(path: Path, tokens: NDArray[Any], vocab_size: int, places: int) -> str:
     """Refuse ids outside of the vocabulary; returns a hash of the tokens looked at."""
     state = xxhash.xxh3_128()
     for start in np.unique(np.linspace(0, max(0, len(tokens) - _BLOCK), places).astype(np.int64)):
         block = np.asarray(tokens[start : start + _BLOCK])
         state.update(block.tobytes())
-        if block.min() < 0 or block.max() >= vocab_size:
-            raise ValueError(
-                f"the corpus {str(path)!r} has the token id {max(block.max(), -block.min())} near token {start:,}, its "
-                f"tokenizer {vocab_size} entries: give the tokenizer it was made with"
-            )
+        require_known_ids(block, vocab_size, path, f"near token {start:,}")
     return state.hexdigest()
+
+
+def require_known_ids(ids: NDArray[Any], vocab_size: int, path: Path, place: str) -> None:
+    """Raise ValueError naming the corpus if one of its ids lies outside of the vocabulary."""
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= vocab_size:
+        raise ValueError(
+            f"the corpus {str(path)!r} has the token id {lowest if lowest < 0 else highest} {place}, its tokenizer "
+            f"{vocab_size} entries: give the tokenizer it was made with, or, if it is damaged, fetch it again"
+        )

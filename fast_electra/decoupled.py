@@ -22,6 +22,7 @@ from fast_electra.auxiliary import build_masked_lm
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config
 from fast_electra.discriminator import ReplacedTokenDetection
+from fast_electra.divergence import broken_throughout
 from fast_electra.joint import Joint, generator_counts, sample
 from fast_electra.objectives import MaskedLMLoss, corrupt, masked_lm_inputs
 from fast_electra.statistic import uniforms
@@ -75,7 +76,7 @@ class Decoupled(Joint):
     def inputs(self, batch: MaskedBatch, u: float) -> Any:
         """Train the generator on the batch and corrupt it with samples of the same forward pass."""
         loss, logits = self.generator(*masked_lm_inputs(batch, self.mask_id))
-        self.generator.backward(loss)
+        self.generator.backward(broken_throughout(loss))
         self.generator.step()
         return self._corrupted(batch, loss.detach(), logits.detach())._replace(generator_logits=logits.new_empty(0))
 
@@ -86,6 +87,11 @@ class Decoupled(Joint):
             loss, logits = self.generator(*masked_lm_inputs(batch, self.mask_id))
         self.generator.train()
         return self._corrupted(batch, loss, logits)
+
+    def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
+        """The discriminator's log P(original) of each token; the generator has no part in it."""
+        labels, nothing = torch.zeros_like(input_ids, dtype=torch.uint8), torch.empty(0, device=input_ids.device)
+        return discriminator.log_original(module(input_ids, labels, nothing, nothing)[1])
 
     def _corrupted(self, batch: MaskedBatch, loss: Tensor, logits: Tensor) -> DecoupledInputs:
         samples = sample(logits, uniforms(batch, self.config.seed), self.special_ids.to(logits.device))

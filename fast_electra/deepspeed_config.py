@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fast_electra import json_file
 from fast_electra.config import Config
 
 
@@ -15,14 +16,10 @@ def read(path: str) -> dict[str, Any]:
     """The JSON file as a dictionary. Raises ValueError when there is none or it is not JSON."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"--deepspeed {path!r} is no file; ds_configs/ holds zero1, zero2, zero3 and offload variants")
-    try:
-        values = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--deepspeed {path!r} is not JSON ({error}); start from one of ds_configs/") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--deepspeed {path!r} holds a {type(values).__name__}, not an object of settings")
-    return values
+        raise ValueError(
+            f"--deepspeed {path!r} is no file; ds_configs/ holds zero1, zero2, zero3 and more to start from"
+        )
+    return json_file.read(file, "It is what --deepspeed names; start from one of ds_configs/")
 
 
 def zero_stage(values: dict[str, Any]) -> int:
@@ -66,20 +63,25 @@ def micro_batch_rows(config: Config, num_processes: int) -> int:
 
 
 def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: bool) -> dict[str, Any]:
-    """The settings with what they leave open filled in from `config`.
+    """The settings with what they leave open filled in from `config`, whose `run.dtype` is no longer "auto".
 
     Raises ValueError naming every setting in which JSON and recipe differ.
     """
     malformed = _shape_errors(values)
     if malformed:
-        raise ValueError("the DeepSpeed JSON cannot be used:\n  " + "\n  ".join(malformed))
+        raise ValueError(
+            "the DeepSpeed JSON cannot be used; change it, or start from one of ds_configs/:\n  "
+            + "\n  ".join(malformed)
+        )
+    assert config.run.dtype != "auto", "which the machine decides: setup_run.with_dtype"
     micro, optimizer = micro_batch_rows(config, num_processes), config.optimizer
     decided = {
         "train_batch_size": config.run.batch_rows,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.run.batch_rows // (micro * num_processes),
         "gradient_clipping": optimizer.clip_norm,
-        "bf16.enabled": True,
+        "bf16.enabled": config.run.dtype == "bfloat16",
+        "bf16.check_grad_overflow": True,
         "optimizer.type": "AdamW",
         "optimizer.params.lr": optimizer.peak_learning_rate,
         "optimizer.params.betas": [optimizer.beta1, optimizer.beta2],
@@ -91,12 +93,12 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
     for key, value in (_places(values, config) | _optimizer_kernel(values, on_cpu)).items():
         _put(filled, key, value)
     clashes = [
-        f"{key}: the JSON says {given!r}, the recipe {value!r}"
+        f"{key}: the JSON says {given!r:.200}, the recipe {value!r}"
         for key, value in decided.items()
         if (given := _put(filled, key, value)) is not None
     ]
     if filled.get("fp16", {}).get("enabled"):
-        clashes.append("fp16.enabled: training runs in bf16")
+        clashes.append("fp16.enabled: training runs in bf16 or float32 (run.dtype)")
     if "scheduler" in filled:
         clashes.append("scheduler: the learning rate follows optimizer.warmup_ratio and run.steps of the recipe")
     clashes += [f"{key}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]
@@ -129,11 +131,11 @@ def _optimizer_kernel(values: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> Any:
-    """Set the dotted key unless it is set; returns what stands there when that differs."""
+    """Set the dotted key unless it is set (null and "auto" are not); returns what stands there when that differs."""
     *parents, last = key.split(".")
     for name in parents:
         values = values.setdefault(name, {})
-    if values.get(last, "auto") == "auto":
+    if values.get(last) in (None, "auto"):
         values[last] = value
     return None if values[last] == value else values[last]
 

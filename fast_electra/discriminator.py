@@ -41,3 +41,8 @@ def loss(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
     """Binary cross-entropy in float32, averaged over the tokens (B, T) where `counted` holds."""
     each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
     return (each * counted).sum() / counted.sum()
+
+
+def log_original(logits: Tensor) -> Tensor:
+    """Log P(original), float32 (B, T), from logits (B, T) that tokens were replaced."""
+    return F.logsigmoid(-logits.float())

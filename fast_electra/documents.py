@@ -8,7 +8,8 @@ Sources:
     FILE            blank lines end documents; with .gz, .xz or .zst behind any of these names: compressed
     FILE.jsonl      also .json, .ndjson: one object a line, its text under `key`
     FILE.parquet    a string column named `key`
-    FOLDER          all files inside, also of its folders, by name; hidden ones (a leading dot) are not looked at
+    FOLDER          all files inside, also of its folders, by name, links followed; hidden ones (a leading dot) are
+                    not looked at
     hf:NAME[:CONFIG][:SPLIT]
                     a data set of the hub, or of a local folder (also one written by save_to_disk), streamed; the split
                     is "train" unless given (without a configuration: hf:NAME::SPLIT)
@@ -35,6 +36,7 @@ _JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _LEADING_BLANK_LINES = re.compile(r"\s*\n")
 _ROWS = 256  # of a Parquet file, held at once
+_MAX_LINE = 1 << 25  # characters of one line of JSON
 
 
 @dataclass
@@ -61,7 +63,7 @@ def list_sources(inputs: Sequence[str | Path]) -> list[str]:
         if given.startswith(PREFIX):
             sources.append(given)
         elif Path(given).is_dir():
-            files = [path for path in sorted(_walk(Path(given))) if _is_visible_file(path, Path(given))]
+            files = sorted(_walk(Path(given)))
             if not files:
                 raise ValueError(f"the folder {given!r} holds no files: give one with text, or the files themselves")
             sources.extend(map(str, files))
@@ -74,13 +76,18 @@ def list_sources(inputs: Sequence[str | Path]) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder; one that cannot be entered is an error, not left out."""
+    """Every visible file below a folder, links followed; a folder that cannot be entered is an error, not left out."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names)
+    entered: dict[Path, str] = {}
+    for parent, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+        first = entered.setdefault(Path(parent).resolve(), parent)
+        if first != parent:
+            raise ValueError(f"{parent!r} leads by a link to {first!r}, which is read already: remove the link")
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def read_documents(source: str | Path, *, key: str = "text", tally: Tally | None = None) -> Iterator[str]:
@@ -95,10 +102,6 @@ def read_documents(source: str | Path, *, key: str = "text", tally: Tally | None
         texts = read_texts(one, key, tally.advance) if one.startswith(PREFIX) else _read_file(Path(one), key, tally)
         for text in texts:
             yield from _pieces(text, tally)
-
-
-def _is_visible_file(path: Path, folder: Path) -> bool:
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _read_file(path: Path, key: str, tally: Tally) -> Iterator[str]:
@@ -177,19 +180,27 @@ def _trim(text: str) -> str:
 
 
 def _json_texts(blocks: Iterable[str], path: Path, key: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(blocks), start=1):
+    for number, line in enumerate(_lines(blocks, path), start=1):
         if line and not line.isspace():
             yield _json_text(line, f"line {number:,} of {str(path)!r}", key)
 
 
-def _lines(blocks: Iterable[str]) -> Iterator[str]:
+def _lines(blocks: Iterable[str], path: Path) -> Iterator[str]:
     held: list[str] = []
+    size = 0
     for block in blocks:
         *whole, rest = block.split("\n")
         for line in whole:
             yield "".join((*held, line))
             held.clear()
+            size = 0
         held.append(rest)
+        size += len(rest)
+        if size > _MAX_LINE:
+            raise ValueError(
+                f"{str(path)!r} has a line of more than {_MAX_LINE:,} characters, which JSON needs in memory at once: "
+                "write one document a line, longer ones in parts or as plain text"
+            )
     yield "".join(held)
 
 
@@ -197,7 +208,7 @@ def _json_text(line: str, place: str, key: str) -> str:
     """The text of one JSON line; null counts as an empty document."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits, of arrays in arrays
         raise ValueError(
             f"{place} is not JSON ({error}): write one object a line, with its text under {key!r}"
         ) from error
@@ -205,7 +216,7 @@ def _json_text(line: str, place: str, key: str) -> str:
         raise ValueError(f"{place} is a JSON {type(record).__name__}: write one object a line, its text under {key!r}")
     if key not in record:
         raise ValueError(
-            f"{place} has no key {key!r}, only {sorted(record)}: name the one that holds the text (text_key)"
+            f"{place} has no key {key!r}, only {sorted(record)!s:.200}: name the one that holds the text (text_key)"
         )
     text = "" if record[key] is None else record[key]
     if not isinstance(text, str):
@@ -233,11 +244,13 @@ def _parquet_texts(path: Path, key: str, tally: Tally) -> Iterator[str]:
         try:
             file = pyarrow.parquet.ParquetFile(unpacked if detect(path) else path, page_checksum_verification=True)
             _require_text_column(file.schema_arrow, path, key)
-            rows = max(1, file.metadata.num_rows)
+            rows = file.metadata.num_rows
             for batch in file.iter_batches(batch_size=_ROWS, columns=[key]):
                 tally.advance(stored * (done + batch.num_rows) // rows - stored * done // rows)
                 done += batch.num_rows
                 yield from (text or "" for text in batch.column(0).to_pylist())
+            if done != rows:
+                raise pyarrow.ArrowInvalid(f"{done:,} rows where its footer says {rows:,}")
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{str(path)!r} is no readable Parquet file ({error}): fetch or write it again") from error
 

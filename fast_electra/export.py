@@ -72,7 +72,7 @@ def _difference(exported: Exported, folder: Path) -> float:
     stock: Any = type(model)
     loaded, info = stock.from_pretrained(
         folder,
-        dtype=torch.bfloat16,
+        dtype=next(model.parameters()).dtype,
         attn_implementation=model.config._attn_implementation,
         output_loading_info=True,
     )

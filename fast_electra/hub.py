@@ -52,6 +52,7 @@ def _open(source: str) -> tuple[Any, str]:
         return builder.as_streaming_dataset(split=split or "train"), f"{builder.config.name}-{builder.hash}"
     except Exception as error:  # the library raises anything from KeyError to its own, the network's included
         raise ValueError(
-            f"{source!r} cannot be opened ({type(error).__name__}: {error}). The form is hf:NAME[:CONFIG][:SPLIT], and "
-            "hf:NAME::SPLIT without a configuration; NAME is a data set of the hub or a local folder"
+            f"{source!r} cannot be opened ({type(error).__name__}: {error!s:.500}). The form is "
+            "hf:NAME[:CONFIG][:SPLIT], and hf:NAME::SPLIT without a configuration; NAME is a data set of the hub or a "
+            "local folder"
         ) from error

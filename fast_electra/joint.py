@@ -142,7 +142,13 @@ class JointLoss(nn.Module):
         self.register_buffer("special_ids", torch.tensor(special), persistent=False)
 
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
-        """The loss and JointOutputs as one flat tuple."""
+        """The loss and JointOutputs as one flat tuple.
+
+        Without masked positions (N = 0) there is nothing to generate: the discriminator's loss on the tokens as they
+        are, and its logits.
+        """
+        if positions.shape[1] == 0:
+            return self.discriminator(input_ids, torch.zeros_like(input_ids, dtype=torch.uint8))
         batch = MaskedBatch(input_ids, positions, rows)
         masked, positions, targets = masked_lm_inputs(batch, self.mask_id)
         logits = self.generator(masked, positions)  # (B, N, V)
@@ -203,6 +209,12 @@ class Joint:
         generator = metrics.mlm_report(counts[:_GENERATOR_COUNTS])
         rtd = metrics.rtd_report(counts[_GENERATOR_COUNTS:], self.config.data.masked_share)
         return rtd | {f"generator_{name}": value for name, value in generator.items()}
+
+    def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
+        """The discriminator's log P(original) of each token."""
+        nothing = input_ids.new_empty(len(input_ids), 0)
+        logits = module(input_ids, nothing, input_ids.new_empty(len(input_ids)), nothing.double())[1]
+        return discriminator.log_original(logits)
 
     def progress(self, u: float) -> dict[str, float]:
         """Nothing moves with the run."""

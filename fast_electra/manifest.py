@@ -6,11 +6,12 @@ memory on one core); they are no protection against somebody who forges a file.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 import xxhash
+
+from fast_electra import json_file
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -66,7 +67,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        # A file's name may hold bytes that are no UTF-8: Python's escape for them is JSON's as well.
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -81,13 +83,13 @@ class Manifest:
                 f"no {str(path)!r}: {str(folder)!r} is no prepared corpus. Give a folder that prepare_corpus.py wrote, "
                 "or the prefix (or .bin) of a Megatron corpus"
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-                raise ValueError(f"format is {content['format']!r}, this version reads {FORMAT}")
-            return _typed(content, cls, "the whole")
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            raise ValueError(f"{str(path)!r} is broken: {error}. Fetch it or prepare the corpus again") from error
+        remedy = "Fetch it or prepare the corpus again"
+        content = json_file.read(path, remedy)
+        with json_file.named(path, remedy):
+            if content.get("format", FORMAT) != FORMAT:
+                raise ValueError(f"format is {content['format']!r:.60}, this version reads {FORMAT}")
+            manifest: Manifest = json_file.typed(content, cls, "the whole")
+        return manifest
 
 
 def hash_file(path: Path) -> str:
@@ -97,33 +99,3 @@ def hash_file(path: Path) -> str:
         while block := stream.read(_BLOCK):
             state.update(block)
     return state.hexdigest()
-
-
-def _typed(value: Any, kind: Any, place: str) -> Any:
-    """The parsed JSON as what `kind` says (a dataclass, list[...], dict[str, ...], str, int, float), or ValueError."""
-    if hasattr(kind, "__dataclass_fields__"):
-        return _typed_fields(value, kind, place)
-    container = get_origin(kind)
-    if container is list and isinstance(value, list):
-        return [_typed(item, get_args(kind)[0], f"{place}[{index}]") for index, item in enumerate(value)]
-    if container is dict and isinstance(value, dict):
-        return {key: _typed(item, get_args(kind)[1], f"{place}[{key!r}]") for key, item in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        name = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"{place} is {value!r:.60}, a {type(value).__name__} where a {name} belongs")
-    if kind in (int, float) and not value >= 0:
-        raise ValueError(f"{place} is {value!r}, which cannot be negative")
-    return value
-
-
-def _typed_fields(value: Any, kind: Any, place: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{place} is a {type(value).__name__} where an object belongs")
-    names = {field.name for field in fields(kind)}
-    if names != set(value):
-        missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
-        raise ValueError(f"{place} has fields missing: {missing}, and unknown: {unknown}")
-    types = get_type_hints(kind)
-    return kind(**{name: _typed(value[name], types[name], name) for name in names})

@@ -24,7 +24,7 @@ def rtd_counts(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
     weight = counted.double()
     replaced, predicted = labels.double() * weight, (logits > 0).double() * weight
     each = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").double() * weight
-    place = ((logits.clamp(-LIMIT, LIMIT) + LIMIT) * (NUM_BINS / (2 * LIMIT))).long().clamp_(max=NUM_BINS - 1)
+    place = ((logits.clamp(-LIMIT, LIMIT) + LIMIT) * (NUM_BINS / (2 * LIMIT))).long().clamp_(0, NUM_BINS - 1)
     histograms = torch.zeros(2 * NUM_BINS, dtype=torch.float64, device=logits.device)
     histograms.scatter_add_(0, place + NUM_BINS * labels.long(), weight)
     sums = torch.stack([weight.sum(), each.sum(), replaced.sum(), predicted.sum(), (predicted * replaced).sum()])

@@ -54,6 +54,9 @@ class Objective(Protocol):
     def report(self, counts: Tensor) -> dict[str, float]:
         """The metrics of summed counts."""
 
+    def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
+        """How well each token (B, T) fits, as a log-probability; `module` is what `module()` made, or its engine."""
+
     def progress(self, u: float) -> dict[str, float]:
         """What moves with the run, for its log."""
 
@@ -62,6 +65,23 @@ class Objective(Protocol):
 
         `inputs` are the evaluation inputs of `batch`, `outputs` what the engine made of them.
         """
+
+
+def pseudo_log_likelihood(module: Any, input_ids: Tensor, special_ids: Tensor) -> Tensor:
+    """Log P(token | all others), float32 (B, T), by a MaskedLMLoss or its engine (Salazar et al., ACL 2020).
+
+    One token is masked at a time, the others of its word are seen: the paper's original score, without the later
+    within-word variant. A place where all rows have a special token is not asked and stays 0. `special_ids` begin with
+    [MASK].
+    """
+    scores = torch.zeros(input_ids.shape, device=input_ids.device)
+    special = torch.isin(input_ids, special_ids)
+    for place in (~special.all(dim=0)).nonzero().flatten().tolist():
+        target = input_ids[:, place : place + 1]
+        masked = input_ids.index_fill(1, torch.tensor([place], device=input_ids.device), int(special_ids[0]))
+        logits = module(masked, torch.full_like(target, place), target)[1]  # (B, 1, V)
+        scores[:, place] = logits.squeeze(1).float().log_softmax(dim=-1).gather(1, target).squeeze(1)
+    return scores
 
 
 class CorruptedBatch(NamedTuple):
@@ -119,6 +139,11 @@ class Frozen:
         """The metrics of the summed counts."""
         return metrics.rtd_report(counts, self.masked_share)
 
+    def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
+        """Log P(original) of each token."""
+        labels = torch.zeros_like(input_ids, dtype=torch.uint8)
+        return discriminator.log_original(module(input_ids, labels)[1])
+
     def progress(self, u: float) -> dict[str, float]:
         """What moves with the run: the temperature."""
         return {"temperature": temperature(self.schedule, u)} if self.schedule else {}
@@ -164,8 +189,9 @@ class MaskedLMLoss(nn.Module):
 class Mlm:
     """BERT's objective: predict the masked tokens."""
 
-    def __init__(self, mask_id: int) -> None:
+    def __init__(self, mask_id: int, special_ids: Sequence[int] = ()) -> None:
         self.mask_id = mask_id
+        self.special_ids = torch.tensor([mask_id, *special_ids])
 
     def module(self, config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
         """A masked LM with its loss."""
@@ -186,6 +212,10 @@ class Mlm:
     def report(self, counts: Tensor) -> dict[str, float]:
         """The metrics of the summed counts."""
         return metrics.mlm_report(counts)
+
+    def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
+        """Pseudo-log-likelihood of each token."""
+        return pseudo_log_likelihood(module, input_ids, self.special_ids.to(input_ids.device))
 
     def progress(self, u: float) -> dict[str, float]:
         """Nothing moves with the run."""

@@ -2,13 +2,13 @@
 
 Models and objectives know of one process; here they meet the group, the ZeRO partitioning and the engines. A model
 built inside `building` under ZeRO-3 is split as it is made and never whole on one process; the frozen auxiliary model
-is loaded outside of it and sits whole, in bf16, in a DeepSpeed-Inference engine of its own on each process.
+is loaded outside of it and sits whole in a DeepSpeed-Inference engine of its own on each process.
 """
 
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -22,23 +22,28 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
-from fast_electra import deepspeed_config
+from fast_electra import deepspeed_config, operator_builds, preemption, slurm
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
 
 def start() -> None:
-    """Join the process group that the launcher describes; alone, without a launcher, a group of one."""
+    """Join the process group that the launcher or SLURM describes; alone, without either, a group of one."""
     deepspeed_logger.setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     if dist.is_initialized():
         return
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    by_srun = {} if "RANK" in os.environ else slurm.rendezvous(os.environ)
     if "RANK" not in os.environ:
-        os.environ |= alone | {"MASTER_PORT": str(_free_port())}
+        os.environ |= by_srun or alone | {"MASTER_PORT": str(_free_port())}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for lock in operator_builds.release_abandoned():
+            print(f"removed {lock}: the start that was building this operator was killed", flush=True)  # noqa: T201
     deepspeed.init_distributed(timeout=timedelta(minutes=30), verbose=False)
     if device().type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
+        cores = os.environ.get("SLURM_CPUS_PER_TASK") if by_srun else None
+        torch.set_num_threads(int(cores or 0) or max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     else:
         torch.cuda.set_device(device())
 
@@ -96,6 +101,64 @@ def from_rank_zero(value: Any) -> Any:
     return box[0]
 
 
+def on_rank_zero(action: Callable[[], Any]) -> None:
+    """Run `action` on the first process; a ValueError or OSError of its is raised as ValueError on all of them.
+
+    So is `Preempted`, as itself.
+    """
+    message, preempted = None, False
+    if rank() == 0:
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            message = str(error)
+        except preemption.Preempted:
+            preempted = True
+    message, preempted = from_rank_zero((message, preempted))
+    if preempted:
+        raise preemption.Preempted
+    if message is not None:
+        raise ValueError(message)
+
+
+class StopVote:
+    """Whether any process wants to stop: asked after one step and answered after the next, the same on all of them.
+
+    The flags meet on the CPU in a group of their own while the step computes, so that no step waits for the vote and
+    the device is never asked.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._pending: dist.Work | None = None
+
+    def ask(self, wants_to_stop: bool) -> bool:
+        """Give this process's vote; returns whether any voted to stop the last time. All processes take part."""
+        answer = self._answer()
+        self._flag = torch.tensor([wants_to_stop], dtype=torch.int32)
+        self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def close(self) -> bool:
+        """The answer to the last vote; none is given after it."""
+        answer = self._answer()
+        dist.destroy_process_group(self._group)
+        return answer
+
+    def _answer(self) -> bool:
+        if self._pending is not None:
+            self._pending.wait()
+        return bool(self._flag[0])
+
+
+def anywhere(here: bool) -> bool:
+    """Whether it is so on any process. All processes take part and wait for each other."""
+    flag = torch.tensor([here], dtype=torch.int32, device=device())
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag[0])
+
+
 @contextmanager
 def building(settings: dict[str, Any]) -> Iterator[None]:
     """Inside, new transformers models are partitioned as they are made when the settings ask for ZeRO-3.
@@ -140,6 +203,17 @@ def set_learning_rate(engine: Engine, value: float) -> None:
     """Set the rate of every parameter group for the next update."""
     for group in engine.optimizer.param_groups:
         group["lr"] = value
+
+
+def update_was_made(engine: Engine) -> bool:
+    """Whether the engine made its last update; it leaves out one whose gradients are not finite, on all processes."""
+    return not engine.optimizer.overflow
+
+
+def weights_are_finite(engine: Engine) -> bool:
+    """Whether all weights are, those held by other processes included. All processes take part."""
+    here = [getattr(p, "ds_tensor", p).detach().isfinite().all() for p in engine.module.parameters()]
+    return not sum_over_processes((~torch.stack(here).to(device())).any().int()).item()
 
 
 def full_weights(engine: Engine, module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -73,6 +73,7 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
     remedy = "held-out rows are sampled at T = 1 in every run; let the range from --t_min to --t_max hold 1"
     require(grid.t_min <= 1 <= grid.t_max, "temperatures", (t_min, t_max), remedy)
     parallel.start()
+    config = setup_run.with_dtype(config)
     folder = Path(config.output)
     setup_run.on_rank_zero(lambda: _require_own(folder))
     batches = setup_run.open_batches(config)

@@ -1,44 +1,69 @@
 """The loop: fetch, objective, forward, backward, step, log, evaluate, save.
 
 It knows where it is by two integers, step and rows seen. Same command, same folder: a second start goes on where the
-newest checkpoint ends, or returns the summary of what is done.
+newest checkpoint ends, or returns the summary of what is done. Told to stop (preemption.py), it finishes the step and
+saves: all processes at the same step.
 """
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fast_electra import checkpoint, deepspeed_config, optim, parallel, run_folder, setup_run
+from fast_electra import (
+    blimp,
+    checkpoint,
+    deepspeed_config,
+    failure,
+    optim,
+    parallel,
+    preemption,
+    run_folder,
+    run_state,
+    setup_run,
+)
 from fast_electra.batches import MaskedBatch, prefetch
 from fast_electra.checkpoint import Position
 from fast_electra.config import Config
+from fast_electra.divergence import broken_throughout
 from fast_electra.export import evaluated, export
 from fast_electra.progress import Progress, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
+from fast_electra.watchdog import LONG
 
 
 def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     """Train `config` to its end under DeepSpeed's `settings`; returns the summary. All processes take part.
 
     An auxiliary model is trained first when the objective needs one and none is named. Raises ValueError, before
-    anything is trained, when the input does not fit together.
+    anything is trained, when the input does not fit together. A start that was told to stop returns what
+    `summary.stopped` describes, with "preempted" true.
     """
     parallel.start()
+    config = setup_run.with_dtype(config)
     deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     setup_run.on_rank_zero(lambda: run_folder.claim(config))
     done = run_folder.read_summary(config.output)
     if done is not None:
         return done | {"already_done": True}
     try:
-        return _pretrain(config, settings)
-    except (ValueError, OSError):
-        if parallel.rank() == 0:
+        result = _pretrain(config, settings)
+    except preemption.Preempted:
+        result = {"preempted": True, "output": config.output}
+    except BaseException as error:
+        if parallel.rank() == 0 and isinstance(error, (ValueError, OSError)):
             run_folder.release(config)
+        run_state.end(config.output, run_state.FAILED, failure.describe(error))
         raise
+    if parallel.rank() == 0:
+        ended = run_state.PREEMPTED if result.get("preempted") else run_state.STOPPED
+        run_state.end(config.output, run_state.FINISHED if "export" in result else ended)
+    return result
 
 
 def _pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
@@ -50,41 +75,51 @@ def _pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
         if "export" not in made:
             return made
         config = dataclasses.replace(config, auxiliary=made["export"])
+    setup_run.stop_if_preempted()
     run = setup_run.build(config, settings, batches)
     run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints", run.generator)
+    setup_run.stop_if_preempted()
     progress = Progress(run)
-    train(run, progress)
-    if run.position.step < config.run.steps:
-        return {"stopped_at_step": run.position.step, "output": config.output}
-    summary = finish(run, progress)
+    try:
+        preempted = train(run, progress)
+        if preempted or run.position.step < config.run.steps:
+            return {"preempted": preempted, "stopped_at_step": run.position.step, "output": config.output}
+        summary = finish(run, progress)
+    finally:
+        progress.close()
     run.engine.destroy()
     if run.generator is not None:
         run.generator.destroy()
     return summary
 
 
-def train(run: Run, progress: Progress) -> None:
-    """Update by update to the end of the run, or of this start."""
+def train(run: Run, progress: Progress) -> bool:
+    """Update by update to the end of the run, or of this start; returns whether it was told to stop."""
     config = run.config
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
-    batches = prefetch(run.batches, spans(run))
-    while run.position.step < end:
+    batches, vote, preempted = prefetch(run.batches, spans(run)), parallel.StopVote(), False
+    progress.watchdog.begin("starting to train", LONG)
+    while run.position.step < end and not preempted:
         step = run.position.step
         torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))
         set_learning_rates(run, step)
         for _ in range(run.engine.gradient_accumulation_steps()):
             micro_step(run, next(batches), step / config.run.steps, progress)
+        progress.end_update()
         run.position = Position(step + 1, run.position.rows_seen + config.run.batch_rows, progress.elapsed())
         progress.bar.update()
-        ended = run.position.step == end
+        preempted = vote.ask(preemption.requested())
+        ended = preempted or run.position.step == end
         if ended or run.position.step % config.run.log_every == 0:
             progress.log_step()
         with progress.paused():
-            if not ended and run.position.step % config.run.evaluate_every == 0:
+            if run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0:
                 progress.write({"step": run.position.step, "held_out": evaluate(run)})
             if ended or run.position.step % config.run.save_every == 0:
+                progress.health.require_sound_weights()
                 save(run)
     progress.bar.close()
+    return vote.close() or preempted
 
 
 def set_learning_rates(run: Run, step: int) -> None:
@@ -108,9 +143,9 @@ def micro_step(run: Run, batch: MaskedBatch, u: float, progress: Progress) -> No
     """Forward and backward of one micro-batch; the engine updates the weights when it has accumulated enough."""
     inputs = run.objective.inputs(to_device(batch), u)
     loss, *outputs = run.engine(*inputs)
-    run.engine.backward(loss)
+    run.engine.backward(broken_throughout(loss))
     run.engine.step()
-    progress.add(run.objective.counts(outputs, inputs))
+    progress.add(run.objective.counts(outputs, inputs), loss)
 
 
 def to_device(batch: MaskedBatch) -> MaskedBatch:
@@ -120,7 +155,10 @@ def to_device(batch: MaskedBatch) -> MaskedBatch:
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
-    """The objective's metrics on the held-out rows, the same whatever the number of processes; all take part."""
+    """The objective's metrics on the held-out rows and, if asked for, BLiMP's accuracy.
+
+    They are the same whatever the number of processes; all take part.
+    """
     micro, total = run.engine.train_micro_batch_size_per_gpu(), None
     run.engine.eval()
     for first in range(0, run.batches.num_held_out, micro * parallel.world_size()):
@@ -131,20 +169,42 @@ def evaluate(run: Run) -> dict[str, float]:
         _, *outputs = run.engine(*inputs)
         counts = run.objective.counts(outputs, inputs) * (rows > 0)
         total = counts if total is None else total + counts
+    grammar = grammar_accuracy(run) if run.pairs else {}
     run.engine.train()
     assert total is not None
-    return run.objective.report(parallel.sum_over_processes(total).cpu())
+    return run.objective.report(parallel.sum_over_processes(total).cpu()) | grammar
+
+
+def grammar_accuracy(run: Run) -> dict[str, float]:
+    """BLiMP's accuracy by the engine as it is: `blimp`, and `blimp_FIELD` for each field."""
+    share = (parallel.rank(), parallel.world_size())
+    ask = partial(run.objective.token_scores, run.engine)
+    how = blimp.Score(ask, run.tokenizer.all_special_ids, parallel.device(), share)
+    scores = blimp.sentence_scores(blimp.encode(run.pairs, run.tokenizer), how).to(parallel.device())
+    found = blimp.report(run.pairs, parallel.sum_over_processes(scores).cpu())
+    return {"blimp": found["accuracy"]} | {f"blimp_{name}": value for name, value in found["fields"].items()}
 
 
 def save(run: Run) -> None:
     """A checkpoint of where the run is."""
     folder = Path(run.config.output) / "checkpoints"
-    checkpoint.save(run.engine, folder, run.position, run.config.run.keep_checkpoints, run.generator)
+    keep = checkpoint.Keep(run.config.run.keep_checkpoints, run.config.run.keep_every)
+    try:
+        checkpoint.save(run.engine, folder, run.position, keep, run.generator)
+    except (OSError, RuntimeError) as error:  # torch tells of a disk that failed by a RuntimeError
+        if failure.is_out_of_memory(error):
+            raise
+        free = f"{shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there" if folder.exists() else "it is gone"
+        raise OSError(
+            f"the checkpoint of step {run.position.step:,} could not be written to {folder} ({error}; {free}). "
+            f"Earlier ones are as they were: see to the disk, and {failure.GOES_ON}"
+        ) from error
 
 
 def finish(run: Run, progress: Progress) -> dict[str, Any]:
     """Last evaluation, export and summary.json."""
     config = run.config
+    progress.watchdog.begin("evaluating and exporting", LONG)
     held_out = evaluate(run)
     progress.write({"step": run.position.step, "held_out": held_out})
     sample = to_device(run.batches.held_out(0, min(8, run.batches.num_held_out)))
@@ -167,6 +227,7 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         "tokens_per_second": tokens_per_second,
         "flops_per_token": run.flops_per_token,
         "mfu": run.flops_per_token * tokens_per_second / run.peak_flops,
+        "dtype": config.run.dtype,
         "measured_peak_tflops": run.peak_flops / 1e12,
         "peak_memory_gib": peak_memory_gib(),
         "num_processes": parallel.world_size(),

@@ -4,7 +4,6 @@ Counts pile up on the device and are fetched only when a row is due. The clock s
 that tokens/s is that of training.
 """
 
-import math
 import resource
 import sys
 import time
@@ -17,8 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fast_electra import flops, optim, parallel
+from fast_electra.health import Health
 from fast_electra.run_folder import MetricsLog
 from fast_electra.setup_run import Run
+from fast_electra.watchdog import LONG, Watchdog
 
 
 def peak_memory_gib() -> float:
@@ -36,8 +37,11 @@ class Progress:
         self.speaks = parallel.rank() == 0
         self.seconds, self._resumed_at = run.position.seconds, time.perf_counter()
         self._counts: Tensor | None = None
+        self._update_counts: Tensor | None = None
         self._logged_step, self._logged_seconds = run.position.step, self.seconds
         self.log = MetricsLog(self.config.output, run.position.step) if self.speaks else None
+        self.watchdog = Watchdog(self.config.output, self.config.run.hang_minutes)
+        self.health = Health(run, self.log.kept if self.log is not None else [])
         self.bar = tqdm(
             total=self.config.run.steps,
             initial=run.position.step,
@@ -48,9 +52,18 @@ class Progress:
             mininterval=1.0 if sys.stderr.isatty() else 30.0,
         )
 
-    def add(self, counts: Tensor) -> None:
-        """A micro-batch's counts."""
-        self._counts = counts if self._counts is None else self._counts + counts
+    def add(self, counts: Tensor, loss: Tensor) -> None:
+        """A micro-batch's counts, and its loss."""
+        self._update_counts = _plus(self._update_counts, counts)
+        self.health.add(loss)
+
+    def end_update(self) -> None:
+        """Count what was added, unless the update was left out. All processes take part; raises DivergedError."""
+        if self.health.end_update():
+            assert self._update_counts is not None
+            self._counts = _plus(self._counts, self._update_counts)
+        self._update_counts = None
+        self.watchdog.begin(f"training after step {self.run.position.step + 1:,}")
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts of the run, pauses left out."""
@@ -58,10 +71,18 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The clock stands still inside."""
+        """The clock stands still inside, where evaluating and saving may take long."""
         self.seconds = self.elapsed()
+        step = f"step {self.run.position.step:,}"
+        self.watchdog.begin(f"evaluating or saving {step}", LONG)
         yield
+        self.watchdog.begin(f"training after {step}")
         self._resumed_at = time.perf_counter()
+
+    def close(self) -> None:
+        """Nothing is shown or watched any more."""
+        self.bar.close()
+        self.watchdog.stop()
 
     def write(self, row: dict[str, Any]) -> None:
         """One row of metrics.jsonl and of the monitors."""
@@ -75,10 +96,11 @@ class Progress:
     def log_step(self) -> None:
         """The row of the steps since the last one. All processes take part."""
         run, config, step = self.run, self.config, self.run.position.step
-        assert self._counts is not None
-        report = run.objective.report(parallel.sum_over_processes(self._counts).cpu())
+        report: dict[str, float] = {}
+        if self._counts is not None:
+            report = run.objective.report(parallel.sum_over_processes(self._counts).cpu())
+            self.health.look(report)
         gradient_norm = float(run.engine.get_global_grad_norm() or 0.0)
-        self._refuse_nan(step, report["loss"], gradient_norm)
         seconds = self.elapsed()
         tokens = (step - self._logged_step) * config.run.batch_rows * config.data.sequence_length
         tokens_per_second = tokens / (seconds - self._logged_seconds)
@@ -92,6 +114,7 @@ class Progress:
                 **report,
                 "learning_rate": optim.learning_rate(config.optimizer, step - 1, config.run.steps),
                 "gradient_norm": gradient_norm,
+                "skipped_updates": self.health.skipped,
                 "tokens_per_second": tokens_per_second,
                 "mfu": flops.mfu(run.flops_per_token, tokens_per_second, run.peak_flops),
                 "peak_memory_gib": peak_memory_gib(),
@@ -101,12 +124,6 @@ class Progress:
         shown = {name: f"{report[name]:.3f}" for name in ("loss", "floor", "roc_auc", "accuracy") if name in report}
         self.bar.set_postfix(shown | {"tokens/s": f"{tokens_per_second:,.0f}"}, refresh=False)
 
-    def _refuse_nan(self, step: int, loss: float, gradient_norm: float) -> None:
-        """Stop before a checkpoint of broken weights replaces a good one (DeepSpeed gives a broken norm as -1)."""
-        if math.isfinite(loss) and math.isfinite(gradient_norm) and gradient_norm >= 0:
-            return
-        raise ValueError(
-            f"loss {loss} and gradient norm {gradient_norm} in steps {self._logged_step + 1} to {step}: the numbers "
-            f"have gone wrong. The checkpoints in {self.config.output} are from before; start again in a new folder "
-            "with a lower optimizer.peak_learning_rate or a longer optimizer.warmup_ratio"
-        )
+
+def _plus(sums: Tensor | None, more: Tensor) -> Tensor:
+    return more if sums is None else sums + more

@@ -30,11 +30,13 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
+from fast_electra import json_file
 from fast_electra.replacement_codec import Bytes, Ints, RowCodec
 from fast_electra.replacements import Paths, TemperatureGrid
 
 FORMAT = 1
 _DIGEST_BYTES = 8
+_REMEDY = "Delete it and run the precomputation again"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def begin(folder: Path, provenance: Provenance) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("manifest.json", "building.json"):
         if (folder / name).exists():
-            found = _read_json(folder / name)["provenance"]
+            _, found = _read_manifest(folder / name)
             _refuse_differences(folder, found, asdict(provenance), "choose another folder or delete this one")
             break
     else:
@@ -155,11 +157,10 @@ class ReplacementStore:
             state = "is not finished" if (folder / "building.json").exists() else "holds no replacement paths"
             raise FileNotFoundError(f"{folder} {state}: run precompute_replacements.py with this folder as its output")
         self.folder = folder
-        self.manifest = _read_json(folder / "manifest.json")
-        found = self.manifest["provenance"]
+        self.manifest, found = _read_manifest(folder / "manifest.json")
         wanted = {"format": FORMAT, **expect}
         _refuse_differences(folder, found, wanted, "precompute paths for this run or change the run")
-        self.provenance = Provenance(**{**found, "grid": TemperatureGrid(*found["grid"])})
+        self.provenance = _provenance(folder / "manifest.json", self.manifest)
         self._shards: dict[int, _Shard] = {}
 
     def tokens_at(self, row_keys: ArrayLike, temperature: float) -> Ints:
@@ -214,7 +215,7 @@ class _Shard(NamedTuple):
 
     @classmethod
     def read(cls, path: Path, num_rows: int) -> "_Shard":
-        size = path.stat().st_size
+        size = path.stat().st_size if path.is_file() else 0
         if size > 4 * (num_rows + 1) + _DIGEST_BYTES:
             with path.open("rb") as file:
                 data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
@@ -242,19 +243,30 @@ def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, A
         raise ValueError(f"the replacement paths in {folder} are others: {'; '.join(differences)}: {remedy}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        content["provenance"]["format"]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise ValueError(
-            f"{path} is no manifest of replacement paths ({problem}): delete it and run the precomputation again"
-        ) from problem
-    return content
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest, or what stands in its place while it is built, and the provenance in it, of any format."""
+    content = json_file.read(path, _REMEDY)
+    provenance = content.get("provenance")
+    if not isinstance(provenance, dict) or "format" not in provenance:
+        raise ValueError(f"{str(path)!r} is broken: it does not say what its replacement paths are of. {_REMEDY}")
+    return content, provenance
+
+
+def _provenance(path: Path, manifest: dict[str, Any]) -> Provenance:
+    """The provenance of a finished manifest, of this format, in which everything fits together."""
+    with json_file.named(path, _REMEDY):
+        provenance: Provenance = json_file.typed(manifest["provenance"], Provenance, "provenance")
+        digests = json_file.typed(manifest.get("shards"), list[str], "shards")
+        json_file.typed(manifest.get("bytes_per_token"), float, "bytes_per_token")
+        for name in ("sequence_length", "masked_per_row", "vocab_size", "num_rows", "num_draws", "rows_per_shard"):
+            json_file.require(getattr(provenance, name) > 0, f"{name} is 0")
+        json_file.require(provenance.grid.first <= provenance.grid.last, f"grid is {provenance.grid}, which is empty")
+        json_file.require(len(digests) == provenance.num_shards, f"it names {len(digests)} shards")
+    return provenance
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write_beside(path, (json.dumps(content, indent=1) + "\n").encode())
+    _write_beside(path, (json.dumps(json_file.sealed(content), indent=1) + "\n").encode())
 
 
 def _write_beside(path: Path, content: bytes) -> None:

@@ -1,10 +1,12 @@
 """The folder of a run: claimed once, gone on with by the same command, refused to any other.
 
 config.json        the resolved config; what a second start is compared with
-inputs.json        hashes of the corpora and the auxiliary model, the ZeRO stage; compared likewise
+inputs.json        hashes of the corpora and the auxiliary model; compared likewise
 deepspeed.json     DeepSpeed's settings as they were filled in
+state.json         who works here, and how the last start ended
 environment.json   library versions and hardware
 metrics.jsonl      one row per logged step and per evaluation
+spikes.jsonl       one row per spike of the loss and per update left out, with its row numbers
 checkpoints/  monitor/  export/  summary.json
 """
 
@@ -19,23 +21,31 @@ from typing import Any
 
 import torch
 
-from fast_electra import config_file
+from fast_electra import config_file, json_file, run_state
 from fast_electra.config import Config
 
 _FREE = {
     "auxiliary_gate",
     "data.verify",
     "output",
+    "run.blimp",
+    "run.blimp_pairs",
     "run.compile",
     "run.evaluate_every",
+    "run.floor_patience",
+    "run.hang_minutes",
     "run.keep_checkpoints",
+    "run.keep_every",
     "run.log_every",
+    "run.max_skipped",
     "run.micro_batch_rows",
+    "run.on_nan",
     "run.save_every",
+    "run.spike_deviations",
     "run.stop_at_step",
 }
 _SUMMARY = "summary.json"
-_CLAIM = {"config.json", "environment.json", "inputs.json", "deepspeed.json", "monitor"}
+_CLAIM = {"config.json", "environment.json", "inputs.json", "deepspeed.json", "monitor", run_state.NAME}
 _LIBRARIES = ("torch", "deepspeed", "transformers", "megatron-core", "datasets", "sentencepiece", "numpy")
 
 
@@ -43,7 +53,7 @@ def claim(config: Config) -> None:
     """Make the run's folder, or check that it belongs to this run.
 
     A folder in which nothing was made yet may be claimed by another run. Raises ValueError naming every setting in
-    which the folder's run differs, or when the folder holds other things.
+    which the folder's run differs, or when the folder holds other things or another process works in it.
     """
     folder = Path(config.output)
     saved = folder / "config.json"
@@ -58,6 +68,7 @@ def claim(config: Config) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        run_state.take(config.output)
         config_file.save(config, saved)
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
@@ -85,21 +96,21 @@ def bind(output: str, identity: dict[str, Any]) -> None:
     """
     path = Path(output) / "inputs.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json_file.read(path, "Name a new folder with --output, or remove it if the inputs are still the same")
         changed = [key for key, now in identity.items() if before.get(key) != now]
         if changed:
-            lines = [f"{key}: {before.get(key)!r} there, {identity[key]!r} now" for key in changed]
+            lines = [f"{key}: {before.get(key)!r:.200} there, {identity[key]!r} now" for key in changed]
             raise ValueError(
                 f"output = {output!r} was trained on other inputs; name a new folder with --output, or bring them "
                 "back:\n  " + "\n  ".join(lines)
             )
         return
-    _write_json(path, identity)
+    write_json(path, identity)
 
 
 def _refuse_other_run(earlier: Config, config: Config) -> None:
     before, now = flatten(config_file.to_dict(earlier)), flatten(config_file.to_dict(config))
-    differing = [f"{key}: {before[key]!r} there, {now[key]!r} now" for key in now if before[key] != now[key]]
+    differing = [f"{key}: {before[key]!r:.200} there, {now[key]!r} now" for key in now if before[key] != now[key]]
     differing = [line for line in differing if line.partition(":")[0] not in _FREE]
     if differing:
         raise ValueError(
@@ -146,21 +157,35 @@ def require_space(folder: str, needed_bytes: int) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl: rows appended as they come; a resumed run first drops those past its checkpoint."""
+    """metrics.jsonl: rows appended as they come; a resumed run first drops those past its checkpoint.
 
-    def __init__(self, folder: str, step: int) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+    `kept` are the rows that were there and are not dropped.
+    """
+
+    def __init__(self, folder: str, step: int, name: str = "metrics.jsonl") -> None:
+        self.path = Path(folder) / name
+        rows = [(line, row) for line, row in self._rows() if row["step"] <= step]
+        self.kept = [row for _, row in rows]
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
+        partial.write_text("".join(line + "\n" for line, _ in rows))
         partial.replace(self.path)
 
-    def _lines(self) -> list[str]:
-        """The whole rows of the file; a last one cut short by a kill is dropped."""
+    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """The rows of the file, each with its line; those that a kill or a power cut has damaged are left out."""
         if not self.path.exists():
             return []
-        *whole, _cut = self.path.read_text().split("\n")
-        return whole
+        if not self.path.is_file():
+            raise ValueError(f"{str(self.path)!r} is not a regular file: remove it, and the log begins anew")
+        *whole, _cut = self.path.read_bytes().split(b"\n")
+        rows = [(line.decode(errors="replace"), _row(line)) for line in whole]
+        kept = [(line, row) for line, row in rows if row is not None]
+        if len(kept) < len(rows):
+            damaged = self.path.with_name(self.path.name + ".damaged")
+            shutil.copyfile(self.path, damaged)
+            count = len(rows) - len(kept)
+            what = f"{count} unreadable rows of {str(self.path)!r} are left out; the file as it was: {damaged.name}"
+            print(what, flush=True)  # noqa: T201
+        return kept
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
@@ -168,30 +193,50 @@ class MetricsLog:
             file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
 
 
+def logged_rows(folder: str) -> list[dict[str, Any]]:
+    """The whole rows of a run's metrics.jsonl, as they are; none where there is no file."""
+    path = Path(folder) / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [row for row in map(_row, lines) if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics, or None for a line that is none."""
+    try:
+        row = json_file.parse(line)
+        return row if type(row["step"]) is int else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _finite(value: Any) -> Any:
     """The value with null in the place of every number that JSON cannot hold."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_summary(folder: str) -> dict[str, Any] | None:
-    """The summary of a finished run; None when it has not finished."""
+    """The summary of a finished run; None when it has not finished. Raises ValueError when it is damaged."""
     path = Path(folder) / _SUMMARY
-    return json.loads(path.read_text()) if path.exists() else None
+    remedy = "Remove it, and the same command writes it again"
+    return json_file.read(path, remedy, must_be_sealed=True) if path.exists() else None
 
 
 def write_summary(folder: str, summary: dict[str, Any]) -> None:
     """Write the summary, whole or not at all."""
-    _write_json(Path(folder) / _SUMMARY, _finite(summary))
+    write_json(Path(folder) / _SUMMARY, json_file.sealed(_finite(summary)))
 
 
 def save_deepspeed(folder: str, settings: dict[str, Any]) -> None:
     """Keep DeepSpeed's settings as they were filled in."""
-    _write_json(Path(folder) / "deepspeed.json", settings)
+    write_json(Path(folder) / "deepspeed.json", settings)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all. Raises ValueError for numbers that JSON cannot hold."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     partial.replace(path)

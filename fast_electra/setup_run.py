@@ -1,5 +1,6 @@
 """From a config to a run ready to train: corpora verified, the auxiliary model through its gate, the engine built."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fast_electra import (
     auxiliary,
+    blimp,
     deepspeed_config,
     documentation,
     flops,
     objectives,
     optim,
     parallel,
+    precision,
+    preemption,
     replay,
     run_folder,
 )
@@ -33,6 +37,7 @@ from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.joint import Joint
 from fast_electra.model_flops import FAMILIES
 from fast_electra.objectives import Objective
+from fast_electra.parallel import on_rank_zero
 from fast_electra.statistic import Statistic, unigram
 
 GATE_ROWS = 256
@@ -52,21 +57,31 @@ class Run:
     generator: parallel.Engine | None
     flops_per_token: float
     peak_flops: float
+    pairs: list[blimp.Pair] = field(default_factory=list)
     position: Position = START
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def engines(self) -> list[parallel.Engine]:
+        """The one or two engines that train."""
+        return [self.engine] if self.generator is None else [self.engine, self.generator]
 
-def on_rank_zero(action: Callable[[], Any]) -> None:
-    """Run `action` on the first process; a ValueError or OSError of its is raised as ValueError on all of them."""
-    message = None
-    if parallel.rank() == 0:
-        try:
-            action()
-        except (ValueError, OSError) as error:
-            message = str(error)
-    message = parallel.from_rank_zero(message)
-    if message is not None:
-        raise ValueError(message)
+
+def dtype_of(config: Config) -> torch.dtype:
+    """What the run's weights and activations are computed in."""
+    return precision.dtype(config.run.dtype, parallel.device().type == "cpu")
+
+
+def with_dtype(config: Config) -> Config:
+    """The config with "auto" replaced by the first process's choice, so that all processes compute alike."""
+    chosen = parallel.from_rank_zero(precision.name(dtype_of(config)))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, dtype=chosen))
+
+
+def stop_if_preempted() -> None:
+    """Raise `Preempted` on all processes when any was told to stop. All take part."""
+    if parallel.anywhere(preemption.requested()):
+        raise preemption.Preempted
 
 
 def open_batches(config: Config) -> Batches:
@@ -96,8 +111,9 @@ def open_batches(config: Config) -> Batches:
 
 
 def _verify(opened: list[corpora.Corpus]) -> None:
-    for each in opened:
-        each.verify()
+    with preemption.at_once():
+        for each in opened:
+            each.verify()
 
 
 def documentation_corpus(config: Config) -> str:
@@ -108,16 +124,18 @@ def documentation_corpus(config: Config) -> str:
 def _prepare_documentation(config: Config) -> None:
     folder = Path(documentation_corpus(config))
     if not folder.exists():
-        text = documentation.write(Path(config.output))
-        corpora.build([str(text)], folder, tokenizer=None, vocab_size=config.data.vocab_size)
+        with preemption.at_once():
+            text = documentation.write(Path(config.output))
+            corpora.build([str(text)], folder, tokenizer=None, vocab_size=config.data.vocab_size)
 
 
 def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     """The objective, its model (partitioned as it is made under ZeRO-3) and the engine around it."""
+    config = with_dtype(config)
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
-    on_rank_zero(lambda: run_folder.bind(config.output, _identity(settings, batches, facts)))
+    on_rank_zero(lambda: run_folder.bind(config.output, _identity(batches, facts)))
     engine, num_weights = _engine(config, settings, partial(objective.module, shape))
     generator = None
     if isinstance(objective, Decoupled):
@@ -131,15 +149,23 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         engine,
         generator,
         _flops_per_token(config, shape, auxiliary_shape, engine.train_micro_batch_size_per_gpu()),
-        peak_flops=float(parallel.sum_over_processes(_matrix_product_flops())),
+        peak_flops=float(parallel.sum_over_processes(_matrix_product_flops(dtype_of(config)))),
+        pairs=_pairs(config),
         facts=facts | {"weights": num_weights},
     )
 
 
-def _identity(settings: dict[str, Any], batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
+def _pairs(config: Config) -> list[blimp.Pair]:
+    """The sentences that every evaluation scores besides, if any are asked for."""
+    if not config.run.blimp:
+        return []
+    on_rank_zero(lambda: blimp.load(config.run.blimp, config.run.blimp_pairs))
+    return blimp.load(config.run.blimp, config.run.blimp_pairs)
+
+
+def _identity(batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is resumed, and is not told by its config."""
-    identity: dict[str, Any] = {"zero_stage": deepspeed_config.zero_stage(settings)}
-    identity |= {f"corpus {each.path}": each.fingerprint for each in batches.corpora}
+    identity = {f"corpus {each.path}": each.fingerprint for each in batches.corpora}
     return identity | {name: facts[name] for name in ("auxiliary_weights",) if name in facts}
 
 
@@ -172,9 +198,10 @@ def _engine(
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
-        module = make(attention, torch.bfloat16)
+        module = make(attention, dtype_of(config))
     num_weights = parallel.num_weights(module)
-    checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.keep_checkpoints + 1)
+    kept = config.run.keep_checkpoints + (config.run.steps // config.run.keep_every if config.run.keep_every else 0)
+    checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (kept + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
     on_rank_zero(lambda: run_folder.require_space(config.output, needed))
     on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))
@@ -185,10 +212,10 @@ def _engine(
     return engine, num_weights
 
 
-def _matrix_product_flops() -> Tensor:
-    """This process's share of the bf16 matrix-product peak, FLOP/s, measured in all processes at once."""
+def _matrix_product_flops(dtype: torch.dtype) -> Tensor:
+    """This process's share of the matrix-product peak, FLOP/s, measured in all processes at once."""
     parallel.barrier()
-    peak = flops.measured_matmul_flops_per_second(parallel.device(), torch.bfloat16)
+    peak = flops.measured_matmul_flops_per_second(parallel.device(), dtype)
     return torch.tensor(peak, dtype=torch.float64, device=parallel.device())
 
 
@@ -198,7 +225,7 @@ def _objective(
     """The objective, the config of its auxiliary model or generator if it has one, and what the gate measured."""
     match config.objective:
         case "mlm":
-            return objectives.Mlm(tokenizer.mask_token_id), None, {}
+            return objectives.Mlm(tokenizer.mask_token_id, tokenizer.all_special_ids), None, {}
         case "unigram" | "random":
             sampler = Statistic(_word_weights(config, batches, len(tokenizer)), tokenizer, config.seed)
             return objectives.Frozen(sampler, None, config.data.masked_share), None, {}
@@ -235,8 +262,8 @@ def open_auxiliary(
     config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
 ) -> tuple[auxiliary.Auxiliary, PreTrainedModel, dict[str, Any]]:
     """The auxiliary model in its engine, the stock model in it, and what the gate, which it has passed, measured."""
-    model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, torch.bfloat16)
-    engine = parallel.inference_engine(auxiliary.MaskedLM(model), torch.bfloat16)
+    model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, dtype_of(config))
+    engine = parallel.inference_engine(auxiliary.MaskedLM(model), dtype_of(config))
     frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)
     rows = min(GATE_ROWS, batches.num_held_out)
     accuracy, most_frequent, total = frozen.accuracy(batches, rows, parallel.device())
@@ -255,7 +282,8 @@ def _replay(
     def check() -> None:
         store = replay.open_store(config, batches)
         if config.data.verify:
-            store.verify()
+            with preemption.at_once():
+                store.verify()
 
     on_rank_zero(check)
     store = replay.open_store(config, batches)

@@ -9,20 +9,26 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+class BusyError(ValueError):
+    """Another process works there."""
 
 
 @contextmanager
 def staged(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """Give an empty folder beside `output` and rename it to `output` when the block ends without an error.
 
-    Raises FileExistsError if `output` is there and not an empty folder, RuntimeError if another process is writing it,
-    and OSError (ENOSPC) if the disk has less than `needed_bytes` (an estimate) left or becomes full.
+    Raises FileExistsError if `output` is there and not an empty folder (a link is none), BusyError if another
+    process is writing it, and OSError (ENOSPC) if the disk has less than `needed_bytes` (an estimate) left or becomes
+    full.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise FileExistsError(f"{str(output)!r} exists already: choose another output, or remove it first")
     partial = output.with_name(output.name + ".partial")
+    missing = [folder for folder in partial.parents if not folder.exists()]
     partial.mkdir(parents=True, exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -35,6 +41,9 @@ def staged(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
                 partial.replace(output)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # another process may have put something there since
+                for folder in missing:
+                    folder.rmdir()
             raise
     finally:
         os.close(lock)
@@ -44,7 +53,7 @@ def _take(lock: int, partial: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise RuntimeError(
+        raise BusyError(
             f"another process is writing {str(partial)!r}: wait for it, end it, or choose another output"
         ) from error
 

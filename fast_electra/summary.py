@@ -13,7 +13,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"  trained      {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['weights']:,} weights, "
         f"{summary['seconds']:.0f} s on {summary['num_processes']} process(es)",
         f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%} of the "
-        f"{summary['measured_peak_tflops']:.2f} TFLOP/s that a bf16 matrix product reached in this run",
+        f"{summary['measured_peak_tflops']:.2f} TFLOP/s that a {summary['dtype']} matrix product reached in this run",
         f"  peak memory  {summary['peak_memory_gib']:.2f} GiB",
         f"  model        {summary['export']} (logits within {summary['export_logit_difference']:.1e} of the engine's)",
         "",
@@ -26,7 +26,8 @@ def describe(summary: dict[str, Any]) -> str:
 
 def stopped(result: dict[str, Any]) -> str:
     """What to say of a start that ended before its run."""
-    return f"\n{result['output']} stopped at step {result['stopped_at_step']:,}; the same command goes on from there\n"
+    where = f"at step {result['stopped_at_step']:,}" if "stopped_at_step" in result else "before it trained"
+    return f"\n{result['output']} stopped {where}; the same command goes on from there\n"
 
 
 def _discriminator(summary: dict[str, Any]) -> list[str]:

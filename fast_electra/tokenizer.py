@@ -80,10 +80,12 @@ def load(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_name), trust_remote_code=False)
+        tokenizer(_PROBES[0], verbose=False)  # damage in a setting shows on first use
     except Exception as error:  # transformers raises whatever the tokenizer's files provoke
         raise ValueError(
-            f"no tokenizer could be loaded from {str(path_or_name)!r} ({type(error).__name__}: {error}). Give a folder "
-            "written by save_pretrained or a name on the hub; tokenizers that need their own code are not supported"
+            f"no tokenizer could be loaded from {str(path_or_name)!r} ({type(error).__name__}: {error!s:.500}). Give "
+            "a folder written by save_pretrained or a name on the hub; tokenizers that need their own code are not "
+            "supported"
         ) from error
     require_special_tokens(tokenizer, path_or_name)
     return tokenizer

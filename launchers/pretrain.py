@@ -1,6 +1,9 @@
 """Pre-train a discriminator (or, with --objective mlm, a masked LM) under DeepSpeed.
 
 deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json [--recipe NAME] [--corpus FOLDER] [--auxiliary MODEL]
+
+Exit status: 0 done (or stopped at run.stop_at_step), 2 refused input, 75 told to stop by SIGTERM or SIGUSR1: the step
+was finished and saved, and the same command goes on from there.
 """
 
 import os
@@ -9,10 +12,13 @@ import warnings
 
 
 def main() -> int:
-    """Run the command line; returns the exit status: 0 done, 2 refused input."""
+    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
+    from fast_electra import preemption
+
+    preemption.install()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    from fast_electra import command_line, deepspeed_config, summary
+    from fast_electra import command_line, deepspeed_config, failure, summary
 
     try:
         config, path = command_line.parse(sys.argv[1:], str(__doc__))
@@ -20,13 +26,12 @@ def main() -> int:
         from fast_electra import parallel, pretrain  # seconds of imports, after what can be refused at once
 
         result = pretrain.pretrain(config, settings)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        failure.leave(error)
     if parallel.rank() == 0:
         print(summary.describe(result) if "export" in result else summary.stopped(result), flush=True)
     parallel.stop()
-    return 0
+    return preemption.EXIT_STATUS if result.get("preempted") else 0
 
 
 if __name__ == "__main__":

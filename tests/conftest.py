@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,22 @@ TINY = [
     "--run.save_every=4",
     "--auxiliary_gate=false",
 ]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """After `make survive`: a table of what was tried and what held, also in runs/survive.md."""
+    outcomes = {"passed": "held", "failed": "DID NOT HOLD", "error": "DID NOT RUN", "skipped": "skipped"}
+    rows = [
+        (report.head_line.replace("test_", "").replace("_", " "), dict(report.user_properties).get("tried", ""), held)
+        for outcome, held in outcomes.items()
+        for report in terminalreporter.stats.get(outcome, [])
+    ]
+    if rows and terminalreporter.config.getoption("markexpr") == "survive":
+        lines = ["| proof | what was tried | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+        table = ROOT / "runs" / "survive.md"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text("\n".join(lines) + "\n")
+        terminalreporter.write_line("\n".join(["", *lines]))
 
 
 @pytest.fixture(scope="session")
@@ -59,25 +78,74 @@ def clean_environment(**added: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in place} | added
 
 
-def launch(*arguments: str, num_processes: int = 1, check: bool = True, timeout: int = 240):
-    """`deepspeed launchers/pretrain.py ARGUMENTS` as a user starts it; returns the finished process."""
+def launch_command(*arguments: str, num_processes: int = 1) -> list[str]:
+    """`deepspeed launchers/pretrain.py ARGUMENTS`."""
     port = 20_000 + os.getpid() % 20_000 + num_processes
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    return [
+        deepspeed,
         f"--num_gpus={num_processes}",
         f"--master_port={port}",
         "launchers/pretrain.py",
         *arguments,
     ]
+
+
+def launch(*arguments: str, num_processes: int = 1, check: bool = True, timeout: int = 240):
+    """`deepspeed launchers/pretrain.py ARGUMENTS` as a user starts it; returns the finished process."""
+    command = launch_command(*arguments, num_processes=num_processes)
+    with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        stdout, stderr = process.communicate(timeout=timeout)
+    if check and process.returncode:
+        raise AssertionError(f"{' '.join(command)}\n{stdout[-3000:]}\n{stderr[-6000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+@contextmanager
+def launched(*arguments: str, num_processes: int = 1, log: Path):
+    """The same, still running; `log` takes its output."""
+    command = launch_command(*arguments, num_processes=num_processes)
+    with log.open("a") as output, start(command, stdout=output, stderr=output) as process:
+        yield process
+
+
+@contextmanager
+def start(command: list[str], **streams):
+    """The command, running in a process group of its own, of which nothing is left on leaving."""
     environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-    if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
-    return done
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(condition, process, timeout: float = 240):
+    """Return what `condition()` gives as soon as that is true; fails when the process ends or time is up."""
+    until = time.monotonic() + timeout
+    while not (found := condition()):
+        assert process.poll() is None, f"ended with {process.returncode} before that"
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.001)
+    return found
 
 
 def metrics(folder: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 MiB, mounted for the test."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

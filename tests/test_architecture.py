@@ -5,13 +5,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
-    randomness config config_file recipes
+    randomness precision json_file config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
-    masking batches
-    temperature encoder statistic auxiliary gumbel replacements replacement_codec replacement_store
-    discriminator metrics objectives joint decoupled replay
-    optim model_flops paper_flops flops deepspeed_config run_folder command_line summary
-    parallel checkpoint export setup_run precompute progress pretrain
+    masking batches blimp
+    divergence temperature encoder statistic auxiliary gumbel replacements replacement_codec replacement_store
+    discriminator metrics objectives joint decoupled replay trained
+    optim model_flops paper_flops flops deepspeed_config run_state run_folder command_line summary
+    slurm preemption failure watchdog operator_builds parallel checkpoint export setup_run precompute
+    health progress pretrain status row_text
+    layer_decay glue squad scores tasks task_head finetune finetune_runs
 """
 FLOW = _FLOW.split()
 EDGE = {"parallel", "checkpoint"}

@@ -1,6 +1,11 @@
+import json
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy import stats
 from transformers import (
     AutoModelForMaskedLM,
@@ -204,3 +209,42 @@ def test_accuracy_counts_hits_and_the_most_frequent_token(tiny_tokenizer, batch)
     assert accuracy == pytest.approx(float((targets == always).float().mean()))
     assert most_frequent == pytest.approx(int(torch.bincount(targets.flatten()).max()) / 30)
     assert total == 30
+
+
+class Bomb:
+    """Pickled, it makes a file when it is unpickled without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_weights_that_were_pickled_are_read_as_tensors_and_never_as_code(hostile, saved, tiny_tokenizer, tmp_path):
+    weights = load_file(saved / "model.safetensors")
+    more = {"bert.embeddings.bomb": Bomb(tmp_path / "exploded")} if hostile else {}
+    torch.save(weights | more, saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    if hostile:
+        with pytest.raises(ValueError, match="is no masked LM that transformers can load"):
+            auxiliary.load(str(saved), tiny_tokenizer, 32, torch.float32)
+    else:
+        model = auxiliary.load(str(saved), tiny_tokenizer, 32, torch.float32)
+        assert torch.equal(model.state_dict()["cls.predictions.bias"], weights["cls.predictions.bias"])
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(saved, tiny_tokenizer, tmp_path):
+    exploded = tmp_path / "exploded"
+    (saved / "modeling.py").write_text(
+        f"from pathlib import Path\nPath({str(exploded)!r}).touch()\nclass Model: pass\n"
+    )
+    config = json.loads((saved / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForMaskedLM": "modeling.Model", "AutoConfig": "modeling.Model"}}
+    for kind in ("bert", "a kind of its own"):
+        (saved / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        with suppress(ValueError):
+            auxiliary.load(str(saved), tiny_tokenizer, 32, torch.float32)
+        assert not exploded.exists()

@@ -11,12 +11,19 @@ LENGTH = 16
 DATA = DataConfig(sequence_length=LENGTH, held_out_rows=20)
 
 
+class FakeTokenizer:
+    cls_token_id, all_special_ids = 2, (0, 1, 2, 3, 4)
+
+    def __len__(self):
+        return 30_000
+
+
 def corpus(num_tokens, start=10, seed=0):
     """A corpus in memory whose tokens tell where they stand: token = start + place modulo 5000."""
     tokens = (np.arange(num_tokens) % 5000 + start).astype(np.uint16)
     lengths = np.random.default_rng(seed).integers(3, 40, size=num_tokens)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    tokenizer = SimpleNamespace(cls_token_id=2, all_special_ids=[0, 1, 2, 3, 4])
+    tokenizer = FakeTokenizer()
     return SimpleNamespace(
         path="somewhere",
         tokens=tokens,

@@ -1,10 +1,11 @@
 """Checkpoint folders without an engine; with one they are tested end to end."""
 
 import json
+import shutil
 
 import pytest
 
-from fast_electra import checkpoint
+from fast_electra import checkpoint, json_file
 
 
 def make(folder, step, text="weights"):
@@ -12,9 +13,21 @@ def make(folder, step, text="weights"):
     (path / "zero").mkdir(parents=True)
     (path / "zero" / "rank0.pt").write_text(text)
     files = {"zero/rank0.pt": {"bytes": len(text), "xxh3_128": checkpoint._hash(path / "zero" / "rank0.pt")}}
-    manifest = {"step": step, "rows_seen": step * 8, "seconds": 1.5, "num_processes": 1, "files": files}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = {
+        "step": step,
+        "rows_seen": step * 8,
+        "seconds": 1.5,
+        "num_processes": 1,
+        "zero_stage": 3,
+        "files": files,
+    }
+    (path / "manifest.json").write_text(json.dumps(json_file.sealed(manifest)))
     return path
+
+
+def change(path, before, after):
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path):
@@ -41,8 +54,14 @@ def test_an_empty_folder_has_none(tmp_path):
         lambda path: (path / "manifest.json").write_text("[]"),
         lambda path: (path / "manifest.json").write_text('{"step": 2}'),
         lambda path: (path / "manifest.json").unlink(),
+        lambda path: (path / "zero" / "rank1.pt").write_text("not of this project"),
+        lambda path: change(path / "manifest.json", '"rows_seen": 16', '"rows_seen": 96'),
+        lambda path: shutil.copy(path.parent / "step-00000001" / "manifest.json", path),
     ],
-    ids=["a changed byte", "cut short", "a file gone", "no JSON", "a list", "keys missing", "no manifest"],
+    ids=[
+        *("a changed byte", "cut short", "a file gone", "no JSON", "a list", "keys missing", "no manifest"),
+        *("a foreign file", "a changed position", "another one's manifest"),
+    ],
 )
 def test_a_damaged_newest_one_is_named_set_aside_and_passed_over(tmp_path, damage, capsys):
     sound, broken = make(tmp_path, 1), make(tmp_path, 2)
@@ -52,3 +71,25 @@ def test_a_damaged_newest_one_is_named_set_aside_and_passed_over(tmp_path, damag
     assert not broken.exists()
     assert broken.with_name(broken.name + ".damaged").exists()
     assert str(broken) in capsys.readouterr().out
+    damage(make(tmp_path, 2))
+    assert checkpoint.newest_sound(tmp_path)[0] == sound
+    assert broken.with_name(broken.name + ".damaged-2").exists()
+
+
+def test_the_last_few_stay_and_those_at_multiples_for_good(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        make(tmp_path, step)
+    checkpoint.clear(tmp_path, checkpoint.Keep(last=2, every=4))
+    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000004", "step-00000008", "step-00000010"]
+    checkpoint.clear(tmp_path, checkpoint.Keep(last=1))
+    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000010"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
+    sound = make(tmp_path, 4)
+    for name in ("step-00000006.partial", "step-00000002.old.partial", "step-00000004.universal.partial"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    (tmp_path / "step-00000005.damaged").mkdir()
+    checkpoint.clear_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [sound.name, "step-00000005.damaged"]

@@ -8,7 +8,8 @@ from fast_electra import deepspeed_config, recipes
 from fast_electra.deepspeed_config import fill, micro_batch_rows, read, zero_stage
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
-DEMO = recipes.get("demo")
+RECIPE = recipes.get("demo")
+DEMO = replace(RECIPE, run=replace(RECIPE.run, dtype="bfloat16"))
 ZERO3 = {"zero_optimization": {"stage": 3}}
 
 
@@ -33,9 +34,15 @@ def test_stages_are_what_their_names_say():
 
 
 def test_what_is_left_out_is_filled_in_too():
-    filled = fill(ZERO3, DEMO, 1, on_cpu=True)
-    assert filled["bf16"] == {"enabled": True}
-    assert filled["gradient_clipping"] == 1.0
+    assert fill(ZERO3, DEMO, 1, on_cpu=True)["gradient_clipping"] == 1.0
+
+
+@pytest.mark.parametrize(("dtype", "enabled"), [("bfloat16", True), ("float32", False)])
+def test_the_runs_dtype_is_the_engines_and_a_json_that_says_otherwise_clashes(dtype, enabled):
+    config = replace(DEMO, run=replace(DEMO.run, dtype=dtype))
+    assert fill(ZERO3, config, 1, on_cpu=True)["bf16"] == {"enabled": enabled, "check_grad_overflow": True}
+    with pytest.raises(ValueError, match=f"bf16.enabled: the JSON says {not enabled}, the recipe {enabled}"):
+        fill(ZERO3 | {"bf16": {"enabled": not enabled}}, config, 1, on_cpu=True)
 
 
 def test_the_given_settings_are_not_changed():

@@ -299,3 +299,16 @@ def test_decoupled_evaluation_trains_nothing_and_gives_both_models_to_export():
     assert list(exported) == ["export", "generator"]
     assert exported["generator"].model is objective.generator.module.model
     assert set(objective.report(objective.counts(outputs, inputs))) >= {"loss", "roc_auc", "generator_loss"}
+
+
+@pytest.mark.parametrize("name", ["joint", "joint_shallow", "joint_gdes", "joint_decoupled"])
+def test_scores_of_plain_tokens_are_the_discriminators_and_ask_no_generator(name, monkeypatch):
+    objective, module = decoupled() if name == "joint_decoupled" else (joint(name), None)
+    module = module or built(objective)
+    generator = objective.generator.module if name == "joint_decoupled" else module.generator
+    monkeypatch.setattr(generator, "forward", lambda *_: pytest.fail("the generator was asked"))
+    input_ids = batch_of().input_ids
+    with torch.no_grad():
+        scores = objective.token_scores(module, input_ids)
+        replaced = module.discriminator.model(input_ids=input_ids).logits.reshape(ROWS, LENGTH)
+    torch.testing.assert_close(scores.exp(), 1 - replaced.sigmoid())

@@ -48,7 +48,7 @@ def remove(content, *place):
         (lambda c: c.update(tokens="5"), r"tokens is '5', a str where a int belongs"),
         (lambda c: c.update(tokens=5.0), r"tokens is 5\.0, a float where a int belongs"),
         (lambda c: c.update(documents=True), r"documents is True, a bool where a int"),
-        (lambda c: c.update(documents=-1), r"documents is -1, which cannot be negative"),
+        (lambda c: c.update(documents=-1), r"documents is -1, which is not 0 or more"),
         (lambda c: c.update(seconds=None), r"seconds is None"),
         (lambda c: c.update(files={}), r"files is \{\}, a dict where a list"),
         (lambda c: c.update(dropped={"cuts": "many"}), r"dropped\['cuts'\] is 'many'"),

@@ -21,7 +21,7 @@ from fast_electra.objectives import Frozen
 
 SHARE = """
 import torch
-from fast_electra import deepspeed_config, discriminator, parallel, recipes
+from fast_electra import command_line, deepspeed_config, discriminator, parallel
 from fast_electra.encoder import transformers_config
 
 class Words:
@@ -29,7 +29,7 @@ class Words:
     def __len__(self):
         return 4096
 
-config = recipes.get("demo")
+config, _ = command_line.parse(["--deepspeed", "none", "--run.dtype=bfloat16"], "")
 parallel.start()
 settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
 with parallel.building(settings):
@@ -58,7 +58,7 @@ def frozen_training(tiny_corpus):
     parallel.start()
     corpus, tiny = Corpus.open(tiny_corpus), recipes.get("demo")
     encoder = replace(tiny.encoder, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48)
-    config = replace(tiny, encoder=encoder, run=replace(tiny.run, batch_rows=4, micro_batch_rows=4))
+    config = replace(tiny, encoder=encoder, run=replace(tiny.run, batch_rows=4, micro_batch_rows=4, dtype="bfloat16"))
     batches = Batches([(corpus, 1.0)], DataConfig(sequence_length=32, held_out_rows=4), seed=0)
     shape = transformers_config(encoder, corpus.tokenizer)
     model = AutoModelForMaskedLM.from_config(shape, dtype=torch.bfloat16)
@@ -103,6 +103,7 @@ def test_the_discriminator_sees_samples_and_never_a_mask(frozen_training):
 def test_rotary_frequencies_stay_in_float32(stage, tiny_corpus):
     parallel.start()
     config, tokenizer = recipes.get("demo"), Corpus.open(tiny_corpus).tokenizer
+    config = replace(config, run=replace(config.run, dtype="bfloat16"))
     shape = transformers_config(config.encoder, tokenizer)
     settings = deepspeed_config.fill({"zero_optimization": {"stage": stage}}, config, 1, True)
     with parallel.building(settings):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import clean_environment
+from task_files import export, write_task
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,17 @@ def test_the_walk_through_leads_from_text_to_an_exported_discriminator(checkout,
         run([*step, *shlex.split(ADDED[Path(step[1]).name])], checkout)
     assert (checkout / "runs" / "small" / "export" / "model.safetensors").exists()
     assert json.loads((checkout / "runs" / "small" / "summary.json").read_text())["auxiliary"] == "runs/aux/export"
+
+
+def test_the_fine_tuning_command_takes_an_exported_folder(checkout):
+    (checkout / "runs").mkdir()
+    export(checkout / "runs" / "small" / "export")
+    write_task(checkout / "data", "RTE")
+    (step,) = commands("Fine-tuning")
+    step[step.index("FOLDER")] = "data"
+    print(run([*step, "--seeds=1", "--epochs=1", "--max_train_rows=16"], checkout))
+    results = json.loads((checkout / "runs" / "small-glue" / "results.json").read_text())
+    assert list(results["tasks"]) == ["RTE"] and "CoLA" in results["without_data"]
 
 
 def test_the_make_targets_of_the_readme_exist():

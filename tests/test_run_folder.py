@@ -38,10 +38,10 @@ def test_a_run_that_made_something_is_never_released(config, tmp_path):
 
 def test_other_inputs_under_the_same_names_are_refused(config):
     run_folder.claim(config)
-    run_folder.bind(config.output, {"corpus data/wiki": "abc", "zero_stage": 3})
-    run_folder.bind(config.output, {"corpus data/wiki": "abc", "zero_stage": 3})
+    run_folder.bind(config.output, {"corpus data/wiki": "abc"})
+    run_folder.bind(config.output, {"corpus data/wiki": "abc"})
     with pytest.raises(ValueError, match=r"(?s)other inputs.*corpus data/wiki: 'abc' there, 'xyz' now"):
-        run_folder.bind(config.output, {"corpus data/wiki": "xyz", "zero_stage": 3})
+        run_folder.bind(config.output, {"corpus data/wiki": "xyz"})
 
 
 def test_numbers_that_json_cannot_hold_become_null(tmp_path):
@@ -91,3 +91,22 @@ def test_a_resumed_log_drops_rows_past_the_checkpoint_and_a_line_cut_short(tmp_p
     run_folder.MetricsLog(str(tmp_path), 2).write({"step": 3, "again": True})
     rows = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert rows == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_damaged_rows_of_a_log_are_left_out_and_kept_beside(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    damaged = b'{"step": 1}\n{"st\x00p": 2}\n\xff\n{"step": "3"}\n[4]\n\n{"step": 5}\n'
+    path.write_bytes(damaged)
+    run_folder.MetricsLog(str(tmp_path), 9)
+    assert path.read_text() == '{"step": 1}\n{"step": 5}\n'
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == damaged
+    assert "5 unreadable rows of " in capsys.readouterr().out
+
+
+def test_a_changed_summary_is_refused(tmp_path):
+    run_folder.write_summary(str(tmp_path), {"loss": 0.125})
+    assert run_folder.read_summary(str(tmp_path)) == {"loss": 0.125}
+    path = tmp_path / "summary.json"
+    path.write_text(path.read_text().replace("0.125", "0.025"))
+    with pytest.raises(ValueError, match=r"summary\.json' is broken: .*Remove it, and the same command writes it"):
+        run_folder.read_summary(str(tmp_path))

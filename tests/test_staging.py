@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fast_electra.staging import staged
+from fast_electra.staging import BusyError, staged
 
 
 def write(output, **options):
@@ -54,7 +54,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
 def test_a_second_process_is_told_of_the_first_and_disturbs_nothing(tmp_path):
     with staged(tmp_path / "out") as folder:
         (folder / "file").write_text("content")
-        with pytest.raises(RuntimeError, match=r"another process is writing .*out\.partial"):
+        with pytest.raises(BusyError, match=r"another process is writing .*out\.partial"):
             write(tmp_path / "out")
     assert (tmp_path / "out" / "file").read_text() == "content"
 

@@ -1,0 +1,68 @@
+"""Preemption: SIGTERM or SIGUSR1 ends a start early, at the next place where nothing is lost.
+
+The handler only takes note; the loop asks after each step. A start-up has nothing to save yet: inside `at_once` the
+signal raises `Preempted` where it arrives. Further signals are ignored from the first one on, to the process's end, so
+that a scheduler may send as many as it likes. Nothing here is heavier than the standard library, so that a launcher
+installs the handlers before its seconds of imports.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_STATUS = os.EX_TEMPFAIL  # 75: a temporary failure, the same command goes on
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """Raised in a start-up that was told to stop; uncaught, it ends the process with EXIT_STATUS."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STATUS)
+
+
+_requested = False
+_raises = False
+
+
+def install() -> None:
+    """From here on the signals are noted. Forked children get the default back: pools end theirs with SIGTERM."""
+    for each in SIGNALS:
+        signal.signal(each, _note)
+    os.register_at_fork(after_in_child=_forget)
+
+
+def requested() -> bool:
+    """Whether this process was told to stop."""
+    return _requested
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Inside, the first signal raises `Preempted` where it arrives; one that came before does so on entering."""
+    global _raises
+    if _requested:
+        raise Preempted
+    _raises = True
+    try:
+        yield
+    finally:
+        _raises = False
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    global _requested
+    _requested = True
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    if _raises:
+        raise Preempted
+
+
+def _forget() -> None:
+    global _requested, _raises
+    _requested = _raises = False
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)

@@ -1,0 +1,24 @@
+"""The text of a run's rows by their numbers, as spikes.jsonl and messages name them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fast_electra import config_file
+from fast_electra.batches import Batches
+from fast_electra.config import require
+from fast_electra.corpus import Corpus
+
+
+def texts(folder: str, numbers: list[int]) -> Iterator[tuple[int, str]]:
+    """(number, text) of rows of the run in `folder`. Raises ValueError when its corpus is gone or has no such row."""
+    config = config_file.load(Path(folder) / "config.json")
+    named = config.corpora or [(str(Path(config.output) / "corpus"), 1.0)]
+    opened = [(Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
+    batches = Batches(opened, config.data, config.seed)
+    for number in numbers:
+        require(0 <= number < batches.num_rows, "row", number, f"the corpus has rows 0 to {batches.num_rows - 1}")
+    rows = batches.masked(np.array(numbers, dtype=np.int64)).input_ids
+    tokenizer = opened[0][0].tokenizer
+    yield from zip(numbers, (tokenizer.decode(row, skip_special_tokens=True) for row in rows), strict=True)

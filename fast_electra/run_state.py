@@ -1,0 +1,124 @@
+"""state.json: who works in a run's folder, and how its last start ended.
+
+One page of JSON that is written over in place, so that a full disk cannot keep the reason of an end from being written
+down. The first process holds it locked (flock) as long as it lives, however it dies: a second start in the same folder
+is refused, and a state of "running" that nobody holds tells of a process that was killed.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fast_electra import json_file
+from fast_electra.staging import BusyError
+
+NAME = "state.json"
+RUNNING, FINISHED, STOPPED, PREEMPTED, FAILED = "running", "finished", "stopped", "preempted", "failed"
+_PAGE = 4096
+_TRIES, _PAUSE_SECONDS = 5, 0.2  # whoever asks for the state holds it for an instant
+_held: dict[Path, int] = {}
+
+
+def take(folder: str) -> None:
+    """Lock the folder for this process and note down that it runs; nothing where this process holds it already.
+
+    Raises BusyError naming the process that holds it.
+    """
+    path = (Path(folder) / NAME).resolve()
+    if path in _held:
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(handle, path)
+    except BaseException:
+        os.close(handle)
+        raise
+    _held[path] = handle
+    place = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+    _write(handle, {"state": RUNNING, **place})
+
+
+def _lock(handle: int, path: Path) -> None:
+    for tried in range(1, _TRIES + 1):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return print(f"{path} cannot be locked ({error}): start no second run there", flush=True)  # noqa: T201
+            if tried == _TRIES:
+                holder = read(str(path.parent))
+                raise BusyError(
+                    f"output = {str(path.parent)!r}: process {holder.get('pid')} on {holder.get('host')} works there "
+                    f"since {_clock(holder.get('started'))}; wait for it, end it, or name another --output"
+                ) from error
+        time.sleep(_PAUSE_SECONDS)
+    return None
+
+
+def end(folder: str, state: str, why: str = "") -> None:
+    """Note down how this start ended and free the folder; the first process that failed has the word.
+
+    Any process may tell of a failure. A folder that is gone or cannot be written keeps no note.
+    """
+    path = (Path(folder) / NAME).resolve()
+    with suppress(OSError, ValueError):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            before = read(folder)
+            if before.get("state") == RUNNING:
+                _write(handle, before | {"state": state, "why": why, "ended": time.time()})
+        finally:
+            os.close(handle)
+    if path in _held:
+        os.close(_held.pop(path))
+
+
+def read(folder: str) -> dict[str, Any]:
+    """What state.json says; empty where there is none. Raises ValueError where it is damaged."""
+    try:
+        return json_file.read(Path(folder) / NAME, "It only tells how the last start ended; remove it")
+    except FileNotFoundError:
+        return {}
+
+
+def is_held(folder: str) -> bool:
+    """Whether a process that is alive holds the folder, as far as this machine's locks reach."""
+    try:
+        handle = os.open(Path(folder) / NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def _write(handle: int, values: dict[str, Any]) -> None:
+    text = json.dumps(values).encode()
+    while len(text) >= _PAGE:
+        values = values | {"why": values["why"][: len(values["why"]) // 2]}
+        text = json.dumps(values).encode()
+    os.pwrite(handle, text.ljust(_PAGE - 1) + b"\n", 0)
+
+
+def _clock(seconds: Any) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, float) else "?"
+
+
+def _forget() -> None:
+    """A forked child must not keep its parent's folder locked."""
+    for handle in _held.values():
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,65 @@
+"""A thread that ends its process when the run makes no progress: nothing else ends a wait for a process that hangs.
+
+A dead process is noticed by the launcher, one that is merely stuck by nobody: NCCL and gloo give up after half an hour
+at the earliest, DeepSpeed's all-reduce through shared memory on a CPU never does. Every process watches itself; the one
+that hangs is the one that says nothing. A process that was suspended and woken with its whole job is not hung: the time
+in which the thread could not run either does not count.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from fast_electra import failure, run_state
+
+LONG = 4.0  # evaluation, saving and export may take so many times as long as an update
+
+
+class Watchdog:
+    """Watches this process, which works in the run's `folder`; `minutes` 0 for never."""
+
+    def __init__(self, folder: str, minutes: float) -> None:
+        self.folder, self.seconds = folder, minutes * 60
+        self._doing, self._allowed, self._since = "", self.seconds, time.monotonic()
+        self._stopped = threading.Event()
+        self._main = threading.main_thread().ident
+        self._thread: threading.Thread | None = None
+
+    def begin(self, doing: str, allowance: float = 1.0) -> None:
+        """From now on the process does `doing`, within `allowance` times the minutes; the first call begins."""
+        self._doing, self._allowed, self._since = doing, self.seconds * allowance, time.monotonic()
+        if self.seconds and self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        tick = min(1.0, self.seconds / 8)
+        before = time.monotonic()
+        while not self._stopped.wait(tick):
+            now = time.monotonic()
+            late = now - before - tick
+            if late > tick:
+                self._since += late
+            before = now
+            if now - self._since > self._allowed:
+                self._end()
+
+    def _end(self) -> None:
+        frame = sys._current_frames().get(self._main or 0)
+        at = f" (in {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})" if frame else ""
+        text = (
+            f"no progress for {self._allowed / 60:.3g} minutes while {self._doing}{at}: another process is stuck (the "
+            "one that does not say this), or a disk or network does not answer. The checkpoints are whole, the same "
+            "command goes on; if the work really takes so long, raise run.hang_minutes"
+        )
+        who = f"process {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+        run_state.end(self.folder, run_state.FAILED, f"{who}: {text}")
+        failure.speak(text)
+        os._exit(failure.HUNG)

@@ -1,0 +1,33 @@
+"""How runs are doing: `python launchers/status.py RUN [RUN ...]`, and the text of rows: `... RUN --rows 12 345`.
+
+For each run: its state (running, finished, stopped, preempted, failed, dead), step, time left, last loss, the newest
+checkpoint and whether it is whole, and why it stopped. Row numbers are those of spikes.jsonl and of messages.
+"""
+
+import argparse
+import sys
+
+
+def main() -> int:
+    """Run the command line; returns the exit status: 0, or 2 for a folder that is no run's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="print the text of these rows of one run")
+    parser.add_argument("--no_hashes", action="store_true", help="do not read the checkpoint, which may be large")
+    options = parser.parse_args()
+    from fast_electra import row_text, status  # some seconds, which --help and wrong options need not wait for
+
+    try:
+        if options.rows:
+            for number, text in row_text.texts(options.runs[0], options.rows):
+                print(f"row {number}: {text}")
+            return 0
+        print("\n\n".join(status.describe(status.of(run, not options.no_hashes)) for run in options.runs))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fast_electra.operator_builds import release_abandoned
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "an_operator").mkdir()
+    return tmp_path / "an_operator" / "lock"
+
+
+def test_the_lock_of_a_killed_build_is_removed_when_it_is_old_enough(lock):
+    lock.touch()
+    start = time.monotonic()
+    assert release_abandoned(patience=1.0) == [lock]
+    assert time.monotonic() - start > 0.5, "a young lock may be another host's"
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_build_that_runs_is_left_alone(lock):
+    hold = "import os, sys; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    os.utime(lock, (0, 0))
+    assert release_abandoned(patience=0.0) == []
+    assert lock.exists()
+    holder.kill()
+    holder.wait()
+    assert release_abandoned(patience=0.0) == [lock]
+
+
+def test_a_lock_that_is_given_back_meanwhile_is_no_ones(lock):
+    lock.touch()
+    remove = f"import os, time; time.sleep(0.5); os.unlink({str(lock)!r})"
+    builder = subprocess.Popen([sys.executable, "-c", remove])
+    assert release_abandoned(patience=60.0) == []
+    assert builder.wait() == 0

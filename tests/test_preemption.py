@@ -1,0 +1,148 @@
+"""Told to stop: the step is finished and saved, the status says so, and the same command ends as if never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, TINY, launch, launched, metrics, wait_for
+from safetensors.torch import load_file
+
+from fast_electra import preemption
+
+STEPS = 30
+LONG = [*TINY, "--objective=mlm", f"--run.steps={STEPS}", "--run.save_every=1000", "--run.evaluate_every=7"]
+
+
+def weights(output):
+    return load_file(output / "export" / "model.safetensors")
+
+
+def same(output, reference):
+    got, expected = weights(output), weights(reference)
+    return got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)
+
+
+def ranks(process):
+    """The processes that train, those of the launcher left out."""
+    return [each for each in psutil.Process(process.pid).children(recursive=True) if not each.children()]
+
+
+def leftovers(output):
+    return list(output.rglob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_corpus, tmp_path_factory):
+    """A run of two processes that was never stopped."""
+    output = tmp_path_factory.mktemp("reference") / "run"
+    launch(*LONG, f"--corpus={tiny_corpus}", f"--output={output}", num_processes=2)
+    return output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.survive)])
+def test_a_signal_at_any_rank_stops_all_at_the_same_step_and_nothing_is_lost(
+    number, reference, tiny_corpus, tmp_path, record_property
+):
+    record_property("tried", f"2 processes, {number.name} and SIGTERM at rank 1 in the middle of training")
+    output, log = tmp_path / "run", tmp_path / "log"
+    arguments = [*LONG, f"--corpus={tiny_corpus}", f"--output={output}"]
+    with launched(*arguments, num_processes=2, log=log) as process:
+        wait_for(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 5, process)
+        second = next(each for each in ranks(process) if each.environ()["RANK"] == "1")
+        second.send_signal(number)
+        second.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == preemption.EXIT_STATUS == 75, log.read_text()
+    (saved,) = (output / "checkpoints").glob("step-*")
+    step = json.loads((saved / "manifest.json").read_text())["step"]
+    assert 5 < step < STEPS
+    assert f"stopped at step {step}; the same command goes on" in log.read_text()
+    launch(*arguments, num_processes=2)
+    assert same(output, reference)
+    evaluations = [row for row in metrics(reference) if "held_out" in row]
+    assert [row for row in metrics(output) if "held_out" in row] == evaluations
+
+
+def moments(output):
+    """Where a signal may find a run that trains its own auxiliary model first, in order."""
+    auxiliary = output / "auxiliary"
+    return {
+        "starting": (output / "config.json").exists,
+        "training the auxiliary model": (auxiliary / "metrics.jsonl").exists,
+        "saving": lambda: list(auxiliary.glob("checkpoints/*.partial")),
+        "after the auxiliary model": (auxiliary / "summary.json").exists,
+        "exporting": (output / "export.partial").exists,
+    }
+
+
+@pytest.mark.survive
+def test_a_signal_at_any_moment_leaves_nothing_half_written(tiny_corpus, tmp_path, record_property):
+    record_property("tried", ", ".join(moments(tmp_path)))
+    small = [f"--auxiliary_model.{part.removeprefix('--')}" for part in TINY if "encoder" in part]
+    short = ["--run.steps=12", "--auxiliary_model.steps=12", "--run.save_every=5"]
+    output, log = tmp_path / "run", tmp_path / "log"
+    arguments = [*TINY, *small, *short, f"--corpus={tiny_corpus}"]
+    statuses = {}
+    for moment, reached in moments(output).items():
+        with launched(*arguments, f"--output={output}", log=log) as process:
+            wait_for(reached, process)
+            for each in ranks(process):
+                each.send_signal(signal.SIGTERM)
+            statuses[moment] = process.wait(timeout=120)
+        assert not leftovers(output), moment
+    *stopped, last = statuses.values()
+    assert set(stopped) == {75}, (statuses, log.read_text())
+    assert last == 0, "an export that has begun ends the run"
+    launch(*arguments, f"--output={tmp_path / 'whole'}")
+    assert same(output, tmp_path / "whole")
+    assert same(output / "auxiliary", tmp_path / "whole" / "auxiliary")
+
+
+SIGNALLED = """
+import os, signal, sys, time
+from fast_electra import preemption
+preemption.install()
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGTERM)
+assert preemption.requested()
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM, "a forked child must end as ever"
+try:
+    with preemption.at_once():
+        print("not reached")
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("cleaned up")
+"""
+
+
+def test_further_signals_are_ignored_to_the_end():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (75, "cleaned up\n"), done.stderr
+
+
+AT_ONCE = """
+import os, signal
+from fast_electra import preemption
+preemption.install()
+with preemption.at_once():
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(10**9):
+        pass
+"""
+
+
+def test_a_long_stage_of_a_start_up_is_left_at_once():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], env=environment, timeout=20, check=False)
+    assert done.returncode == 75

@@ -1,0 +1,93 @@
+"""What status says of runs that go on, ended, failed or were killed, from the files that they left."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, clean_environment
+from test_checkpoint import make
+
+from fast_electra import recipes, row_text, run_folder, run_state, status
+from fast_electra.batches import Batches
+from fast_electra.corpus import Corpus
+
+
+@pytest.fixture
+def run(tmp_path, tiny_corpus):
+    """A run's folder at step 100 of 750, 50 seconds in, with a checkpoint, held by this process."""
+    config = replace(recipes.get("demo"), output=str(tmp_path / "run"), corpus=str(tiny_corpus))
+    run_folder.claim(config)
+    log = run_folder.MetricsLog(config.output, 0)
+    log.write({"step": 100, "loss": 0.41, "seconds": 50.0, "skipped_updates": 2})
+    make(tmp_path / "run" / "checkpoints", 80)
+    yield config
+    run_state.end(config.output, run_state.STOPPED)
+
+
+def test_a_run_that_goes_on_tells_step_time_left_loss_and_a_whole_checkpoint(run):
+    said = status.describe(status.of(run.output))
+    assert f"{run.output}: running by process {os.getpid()} on " in said
+    assert "step        100 of 750, 5 min left" in said
+    assert "loss        0.4100, 2 updates left out" in said
+    assert "checkpoint  step-00000080 (whole: every byte matches its hash)" in said
+    assert "why" not in said
+
+
+def test_a_damaged_checkpoint_is_named_and_left_where_it_is(run, tmp_path):
+    weights = tmp_path / "run" / "checkpoints" / "step-00000080" / "zero" / "rank0.pt"
+    weights.write_text("wEights")
+    assert "(damaged: " in status.of(run.output)["checkpoint"]
+    assert "(not checked)" in status.of(run.output, hashes=False)["checkpoint"]
+    assert weights.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (run_state.FAILED, "step 101: the gradient is not finite"),
+        (run_state.STOPPED, "as run.stop_at_step asked"),
+        (run_state.PREEMPTED, "a signal asked for it"),
+    ],
+)
+def test_a_run_that_ended_says_why(run, state, why):
+    run_state.end(run.output, state, why if state == run_state.FAILED else "")
+    said = status.describe(status.of(run.output))
+    assert f"{run.output}: {state}, last sign of life " in said
+    assert f"why         {why}" in said
+
+
+def test_a_killed_run_is_dead(run, tmp_path):
+    held = json.loads((tmp_path / "run" / "state.json").read_text())
+    run_state.end(run.output, run_state.STOPPED)
+    (tmp_path / "run" / "state.json").write_text(json.dumps(held))
+    assert "why         its process is gone and said nothing" in status.describe(status.of(run.output))
+
+
+def test_several_runs_and_a_folder_that_is_none(run, tmp_path):
+    environment = clean_environment(PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu")
+    command = [sys.executable, "launchers/status.py"]
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": False, "timeout": 120}
+    both = subprocess.run([*command, run.output, run.output, "--no_hashes"], **options)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count(": running by process") == 2
+    none = subprocess.run([*command, str(tmp_path)], **options)
+    assert none.returncode == 2
+    assert "is no run's folder" in none.stderr
+
+
+def test_rows_are_printed_as_text(run, tiny_corpus):
+    corpus = Corpus.open(tiny_corpus)
+    batches = Batches([(corpus, 1.0)], run.data, run.seed)
+    ((number, text),) = row_text.texts(run.output, [7])
+    assert number == 7
+    ids = batches.masked(np.array([7])).input_ids[0]
+    expected = corpus.tokenizer.decode(torch.from_numpy(corpus.tokens[7 * 63 : 8 * 63].astype(np.int64)))
+    assert text.split() == corpus.tokenizer.decode(ids, skip_special_tokens=True).split()
+    assert text.split()[:5] == expected.split()[:5]
+    with pytest.raises(ValueError, match=r"row = -1: the corpus has rows 0 to \d+"):
+        list(row_text.texts(run.output, [-1]))
