@@ -1,5 +1,8 @@
 # make pretrain   the demo: raw text to a pre-trained discriminator, nothing else needed
 # make test       linters, types and all quick tests; CI runs exactly this
+# make survive    kills, preemption, other process counts: the long proofs, and a table of what held: runs/survive.md
+# make study      does it learn as well: every arm pre-trained and judged, for hours; goes on where it was
+# make slurm      the job scripts on a real SLURM of two hosts on this machine; as root, installs it from Debian first
 # make bench      FLOPs, memory and speed beside every joint rival's: runs/bench/report.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +11,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # torch first and by itself: a CPU machine then never fetches the CUDA packages of a newer one
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup pretrain check test slow bench format clean
+.PHONY: setup pretrain check test slow survive slurm bench study format clean
 
 setup: $(VENV)/ready
 
@@ -28,14 +31,28 @@ check: setup
 	mypy
 
 test: check
-	pytest -m "not slow"
+	pytest -m "not slow and not survive"
 
 slow: setup
 	pytest -m slow
 
+survive: setup
+	pytest -m survive
+
+slurm: setup
+	tests/slurm/install.sh
+	pytest tests/test_slurm.py tests/test_slurm_cluster.py
+
 bench: setup
 	python -m benchmarks.measure
+	python -m benchmarks.replay
 	python -m benchmarks.report
+
+STUDY_TEXT ?= data/wikipedia/AA.txt.xz
+BLIMP ?= data/blimp
+study: setup
+	test -d data/study || python launchers/prepare_corpus.py --input $(STUDY_TEXT) --vocab_size 4096 --output data/study
+	python -m benchmarks.quality --corpus data/study --blimp $(BLIMP)
 
 format: setup
 	ruff format .
