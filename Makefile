@@ -31,7 +31,7 @@ check: setup
 	mypy
 
 test: check
-	pytest -m "not slow and not survive"
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow and not survive"
 
 slow: setup
 	pytest -m slow

@@ -9,6 +9,7 @@ Killed and started again, this goes on with the first run that was not done.
 
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 
@@ -48,13 +49,14 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         options = parse(sys.argv[1:])
-        from transformers.utils import logging
+        with redirect_stdout(sys.stderr):  # DeepSpeed, imported with the Trainer, logs to stdout: that is the table's
+            from transformers.utils import logging
 
-        from fast_electra import finetune_runs, scores  # seconds of imports, after what can be refused at once
+            from fast_electra import finetune_runs, scores  # seconds of imports, after what can be refused at once
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        results = finetune_runs.finetune_all(**options)
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+            results = finetune_runs.finetune_all(**options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

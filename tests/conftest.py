@@ -80,7 +80,7 @@ def clean_environment(**added: str) -> dict[str, str]:
 
 def launch_command(*arguments: str, num_processes: int = 1) -> list[str]:
     """`deepspeed launchers/pretrain.py ARGUMENTS`."""
-    port = 20_000 + os.getpid() % 20_000 + num_processes
+    port = 20_000 + 8 * os.getpid() % 20_000 + num_processes  # its own beside that of another worker's run
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     return [
         deepspeed,

@@ -54,10 +54,14 @@ def _await_moment(aim: str, output: Path, process, luck: random.Random) -> None:
     begun, wanted = last_step(output), luck.randint(1, 6)
     while process.poll() is None and last_step(output) < begun + wanted:
         time.sleep(0.005)
-    if aim == "saving":
+    while aim == "saving" and process.poll() is None:
         while process.poll() is None and not half_written(output):
             time.sleep(0.0005)
         time.sleep(luck.uniform(0.0, 0.03))
+        os.killpg(process.pid, signal.SIGSTOP)  # held still, so that what is seen now is what the kill leaves
+        if half_written(output):
+            return
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 def half_written(output: Path) -> list[Path]:
