@@ -54,14 +54,26 @@ def _await_moment(aim: str, output: Path, process, luck: random.Random) -> None:
     begun, wanted = last_step(output), luck.randint(1, 6)
     while process.poll() is None and last_step(output) < begun + wanted:
         time.sleep(0.005)
+    longest_wait = 0.03
     while aim == "saving" and process.poll() is None:
         while process.poll() is None and not half_written(output):
             time.sleep(0.0005)
-        time.sleep(luck.uniform(0.0, 0.03))
-        os.killpg(process.pid, signal.SIGSTOP)  # held still, so that what is seen now is what the kill leaves
-        if half_written(output):
+        time.sleep(luck.uniform(0.0, longest_wait))
+        if _held_in_saving(output, process):
             return
-        os.killpg(process.pid, signal.SIGCONT)
+        longest_wait /= 2  # it was past: on a faster machine a save takes less
+
+
+def _held_in_saving(output: Path, process) -> bool:
+    """Hold the run still; whether it now is half through a save, else it goes on."""
+    if process.poll() is not None:
+        return False
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(0.02)  # what the kernel had begun, a rename perhaps, ends
+    if half_written(output):
+        return True
+    os.killpg(process.pid, signal.SIGCONT)
+    return False
 
 
 def half_written(output: Path) -> list[Path]:

@@ -28,7 +28,7 @@ def proof(corpus, folder, steps, kills, num_processes=2):
 
 
 def test_a_run_killed_in_saving_ends_with_the_same_bits(tiny_corpus, tmp_path):
-    done = proof(tiny_corpus, tmp_path, steps=40, kills=1, num_processes=1)
+    done = proof(tiny_corpus, tmp_path, steps=80, kills=1, num_processes=1)
     assert done[0].half_written
 
 

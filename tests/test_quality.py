@@ -227,7 +227,7 @@ def test_what_has_a_row_is_not_run_again_unless_more_is_asked_of_it(tmp_path):
 TINY_STUDY = """
 import sys
 from benchmarks import arms, quality
-arms.SCALES["2x96"] = arms.Scale(1, 1, 32, 2, 48, 32, 30, 8, 1e-3, 16, 0)
+arms.SCALES["2x96"] = arms.Scale(1, 1, 32, 2, 48, 32, 120, 8, 1e-3, 16, 0)
 arms.ROUNDS = ((("mlm",), (0,)),)
 sys.exit(quality.main(sys.argv[1:]))
 """
@@ -245,8 +245,8 @@ def test_a_study_that_was_killed_goes_on_to_the_same_rows(tiny_corpus, tmp_path,
     run = tmp_path / "study" / "2x96" / "mlm-0"
     started = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     deadline = time.monotonic() + 200
-    while not (run / "checkpoints" / "step-00000003").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
     assert not (run / "summary.json").exists(), "it was to be killed on its way"
@@ -259,7 +259,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_rows(tiny_corpus, tmp_path,
         assert said in done.stdout
     (row,) = rows.read(tmp_path / "q.jsonl")
     assert done.stdout == "", "all has a row: nothing was to be done"
-    monkeypatch.setitem(arms.SCALES, "2x96", arms.Scale(1, 1, 32, 2, 48, 32, 30, 8, 1e-3, 16, 0))
+    monkeypatch.setitem(arms.SCALES, "2x96", arms.Scale(1, 1, 32, 2, 48, 32, 120, 8, 1e-3, 16, 0))
     study = quality.Study("2x96", str(tiny_corpus), "", tmp_path, tmp_path / "none")
     launch(
         *quality.settings(study, arms.ARMS["mlm"], 0),
@@ -268,7 +268,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_rows(tiny_corpus, tmp_path,
     )
     whole = [each["held_out"]["loss"] for each in metrics(tmp_path / "whole") if "held_out" in each]
     assert [each["loss"] for each in row["curve"]] == whole
-    assert row["steps"] == 30
-    assert row["tokens"] == 30 * 8 * 32
+    assert row["steps"] == 120
+    assert row["tokens"] == 120 * 8 * 32
     assert 0 <= row["judge_accuracy"] <= 1
     assert row["flops"] == json.loads((run / "summary.json").read_text())["flops_per_token"] * row["tokens"]
