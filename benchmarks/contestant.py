@@ -19,7 +19,6 @@ from fast_electra import parallel, setup_run
 from fast_electra.batches import Batches
 from fast_electra.config import Config
 from fast_electra.precompute import Precomputation, provenance_of
-from fast_electra.pretrain import to_device
 from fast_electra.setup_run import Run
 
 PARTS = ("inputs", "forward", "backward", "update")
@@ -53,7 +52,7 @@ class Contestant:
         run, rows = self.run, self.run.engine.train_micro_batch_size_per_gpu()
         first = self.step * run.config.run.batch_rows + parallel.rank() * rows
         marks = [now()]
-        batch = to_device(run.batches.training(first, rows))
+        batch = run.batches.training(first, rows).to(parallel.device())
         inputs = run.objective.inputs(batch, min(1.0, self.step / run.config.run.steps))
         marks.append(now())
         loss, *outputs = run.engine(*inputs)

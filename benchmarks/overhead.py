@@ -52,7 +52,7 @@ class BareLoop:
         """One update on the rows that the run's update `number` takes."""
         run, micro = self.run, self.run.engine.train_micro_batch_size_per_gpu()
         for first in range(number * run.config.run.batch_rows, (number + 1) * run.config.run.batch_rows, micro):
-            batch = pretrain.to_device(run.batches.training(first, micro))
+            batch = run.batches.training(first, micro).to(parallel.device())
             loss, *_ = self.module(*run.objective.inputs(batch, 0.5))
             (loss * (micro / run.config.run.batch_rows)).backward()
         for weight, master in zip(self.weights, self.masters, strict=True):

@@ -31,7 +31,6 @@ from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
 from fast_electra.objectives import Frozen
 from fast_electra.precompute import Precomputation, provenance_of
-from fast_electra.pretrain import to_device
 from fast_electra.replacements import TemperatureGrid
 from fast_electra.replay import Replay
 from fast_electra.setup_run import Run
@@ -110,7 +109,7 @@ def _build_seconds(work: Precomputation, num_rows: int, turns: int) -> dict[str,
     found: dict[str, list[float]] = {"forward": [], "paths": []}
     for turn in range(turns + 1):
         keys = range(turn * num_rows, (turn + 1) * num_rows)
-        batch = to_device(work.batches.masked(np.asarray(keys)))
+        batch = work.batches.masked(np.asarray(keys)).to(parallel.device())
         found["forward"].append(_seconds(lambda batch=batch: forward(batch)))  # type: ignore[misc]
         found["paths"].append(_seconds(lambda keys=keys: work.provenance.codec.encode(work.paths(keys))))  # type: ignore[misc]
     return {name: seconds[1:] for name, seconds in found.items()}
@@ -122,7 +121,7 @@ def _step_seconds(run: Run, frozen: Frozen, replayed: Replay, turns: int) -> dic
     found: dict[str, list[float]] = {"ready": [], "replay": [], "frozen": []}
     for turn in range(turns + 1):
         first, u = turn * micro, turn / (turns + 1)
-        ready = replayed.inputs(to_device(run.batches.training(first, micro)), u)
+        ready = replayed.inputs(run.batches.training(first, micro).to(parallel.device()), u)
 
         def step(make: Callable[[], Any]) -> None:
             loss, *_ = run.engine(*make())
@@ -130,7 +129,7 @@ def _step_seconds(run: Run, frozen: Frozen, replayed: Replay, turns: int) -> dic
             run.engine.step()
 
         def made_by(objective: Frozen, first: int = first, u: float = u) -> Any:
-            return objective.inputs(to_device(run.batches.training(first, micro)), u)
+            return objective.inputs(run.batches.training(first, micro).to(parallel.device()), u)
 
         feeds: list[tuple[str, Callable[[], Any]]] = [
             ("ready", lambda ready=ready: ready),  # type: ignore[misc]

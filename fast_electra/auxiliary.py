@@ -91,11 +91,12 @@ class Auxiliary:
         """Chunks of rows with their float32 logits (b, N, V); special tokens and padding of the vocabulary at -inf."""
         num_rows, num_masked = batch.positions.shape
         chunk = max(1, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * self.vocab_size)))
-        masked, special = mask_out(batch, self.mask_id), self.special_ids.to(batch.input_ids.device)
+        masked = mask_out(batch, self.mask_id)
+        self.special_ids = self.special_ids.to(masked.device)  # moves once
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))
             logits = self.predict(masked[rows], batch.positions[rows])[..., : self.vocab_size].float()
-            yield rows, logits.index_fill(-1, special, -torch.inf)
+            yield rows, logits.index_fill(-1, self.special_ids, -torch.inf)
 
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position, drawn from softmax(logits / temperature)."""
@@ -106,7 +107,7 @@ class Auxiliary:
         """On held-out rows: share of masked tokens predicted, share of the most frequent one, and how many."""
         hits, targets = 0, []
         for start in range(0, num_rows, 64):
-            batch = MaskedBatch(*(t.to(device) for t in batches.held_out(start, min(64, num_rows - start))))
+            batch = batches.held_out(start, min(64, num_rows - start)).to(device)
             target = batch.input_ids.gather(1, batch.positions)
             targets.append(target.flatten())
             for rows, logits in self.logits(batch):

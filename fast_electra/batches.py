@@ -24,11 +24,23 @@ _PERIOD = 4096
 
 
 class MaskedBatch(NamedTuple):
-    """Original tokens `input_ids` (B, T), sorted masked `positions` (B, N), and the key of each row, `rows` (B,)."""
+    """Original tokens `input_ids` (B, T), sorted masked `positions` (B, N), and the key of each row, `rows` (B,).
+
+    The keys stay on the host, which hashes them and looks rows up by them.
+    """
 
     input_ids: Tensor
     positions: Tensor
     rows: Tensor
+
+    def to(self, device: torch.device) -> "MaskedBatch":
+        """The batch with its tokens and positions where it is computed on; nothing waits for them."""
+        input_ids, positions = (each.to(device, non_blocking=True) for each in (self.input_ids, self.positions))
+        return MaskedBatch(input_ids, positions, self.rows)
+
+    def pinned(self) -> "MaskedBatch":
+        """The batch in page-locked memory, from which a GPU copies while both go on."""
+        return MaskedBatch(self.input_ids.pin_memory(), self.positions.pin_memory(), self.rows)
 
 
 class Batches:
@@ -140,12 +152,20 @@ def _interleave(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return turns
 
 
-def prefetch(batches: Batches, spans: Iterable[tuple[int, int]]) -> Iterator[MaskedBatch]:
-    """The training batches of these (first, count) spans in order, the next one made while the last is used."""
+def prefetch(batches: Batches, spans: Iterable[tuple[int, int]], pin: bool = False) -> Iterator[MaskedBatch]:
+    """The training batches of these (first, count) spans in order, the next one made while the last is used.
+
+    `pin` puts them into page-locked memory.
+    """
+
+    def make(first: int, count: int) -> MaskedBatch:
+        batch = batches.training(first, count)
+        return batch.pinned() if pin else batch
+
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
         for first, count in spans:
-            upcoming = pool.submit(batches.training, first, count)
+            upcoming = pool.submit(make, first, count)
             if pending is not None:
                 yield pending.result()
             pending = upcoming

@@ -94,6 +94,7 @@ class Decoupled(Joint):
         return discriminator.log_original(module(input_ids, labels, nothing, nothing)[1])
 
     def _corrupted(self, batch: MaskedBatch, loss: Tensor, logits: Tensor) -> DecoupledInputs:
-        samples = sample(logits, uniforms(batch, self.config.seed), self.special_ids.to(logits.device))
+        self.special_ids = self.special_ids.to(logits.device)  # moves once
+        samples = sample(logits, uniforms(batch, self.config.seed), self.special_ids)
         targets = batch.input_ids.gather(1, batch.positions)
         return DecoupledInputs(*corrupt(batch, samples), generator_counts(loss, logits, targets), logits)

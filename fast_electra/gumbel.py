@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fast_electra.randomness import Stream, bits
+from fast_electra.randomness import Stream, bits, mixed, mixed_uniform, state_on
 
 # These two, the hash and its keys are part of the stored format: change one and raise replacement_store.FORMAT.
 ARRIVALS = 128
@@ -35,14 +35,14 @@ class NoiseKeys(NamedTuple):
 
 def noise_state(keys: NoiseKeys, device: torch.device | str) -> Tensor:
     """`bits(seed, NOISE, row key, slot)` (P,): the position's hash, to be mixed once more with each word's key."""
-    return torch.from_numpy(bits(keys.seed, Stream.NOISE, keys.row_keys, keys.slots).view(np.int64)).to(device)
+    return state_on(device, keys.seed, Stream.NOISE, keys.row_keys, keys.slots)
 
 
 def draw_arrivals(state: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The first ARRIVALS words (P, ARRIVALS) to arrive, a word possibly more than once, and their times, ascending."""
     ranks = torch.arange(ARRIVALS, device=state.device)
     gaps = (_exponential(state[:, None], ranks) / _TIME_UNIT).long() + 1
-    tokens = (_mix(state[:, None], ranks + ARRIVALS).double() * 2.0**-53 * vocab_size).long()
+    tokens = (mixed(state[:, None], ranks + ARRIVALS).double() * 2.0**-53 * vocab_size).long()
     return tokens, gaps.cumsum(1).double() * (_TIME_UNIT / vocab_size)
 
 
@@ -66,14 +66,5 @@ def arrival_tokens(keys: NoiseKeys, ranks: ArrayLike, vocab_size: int) -> NDArra
     return (drawn.astype(np.float64) * 2.0**-53 * vocab_size).astype(np.int64)
 
 
-def _mix(state: Tensor, key: Tensor) -> Tensor:
-    """The upper 53 bits of `randomness.bits` with one key more than the state has: int64 wraps as uint64 does."""
-    x = (state ^ key) - 0x61C8864680B583EB
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
-    x = x ^ ((x >> 31) & (2**33 - 1))
-    return (x >> 11) & (2**53 - 1)
-
-
 def _exponential(state: Tensor, key: Tensor) -> Tensor:
-    return -torch.log((_mix(state, key).double() + 0.5) * 2.0**-53)
+    return -torch.log(mixed_uniform(state, key))

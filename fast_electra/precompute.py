@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fast_electra import parallel, replacement_store, setup_run
 from fast_electra.auxiliary import Auxiliary, weights_fingerprint
-from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.batches import Batches
 from fast_electra.config import Config, require
 from fast_electra.gumbel import NoiseKeys
 from fast_electra.replacement_store import Provenance
@@ -43,8 +43,7 @@ class Precomputation:
     def paths(self, row_keys: range) -> Paths:
         """The paths of whole rows, row after row."""
         keys = np.asarray(row_keys, dtype=np.int64)
-        batch = self.batches.masked(keys)
-        batch = MaskedBatch(batch.input_ids.to(parallel.device()), batch.positions.to(parallel.device()), batch.rows)
+        batch = self.batches.masked(keys).to(parallel.device())
         num_masked = self.provenance.masked_per_row
         parts = []
         for rows, logits in self.auxiliary.logits(batch):

@@ -97,7 +97,8 @@ def train(run: Run, progress: Progress) -> bool:
     """Update by update to the end of the run, or of this start; returns whether it was told to stop."""
     config = run.config
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
-    batches, vote, preempted = prefetch(run.batches, spans(run)), parallel.StopVote(), False
+    batches = prefetch(run.batches, spans(run), pin=parallel.device().type == "cuda")
+    vote, preempted = parallel.StopVote(), False
     progress.watchdog.begin("starting to train", LONG)
     while run.position.step < end and not preempted:
         step = run.position.step
@@ -141,16 +142,11 @@ def spans(run: Run) -> Iterator[tuple[int, int]]:
 
 def micro_step(run: Run, batch: MaskedBatch, u: float, progress: Progress) -> None:
     """Forward and backward of one micro-batch; the engine updates the weights when it has accumulated enough."""
-    inputs = run.objective.inputs(to_device(batch), u)
+    inputs = run.objective.inputs(batch.to(parallel.device()), u)
     loss, *outputs = run.engine(*inputs)
     run.engine.backward(broken_throughout(loss))
     run.engine.step()
     progress.add(run.objective.counts(outputs, inputs), loss)
-
-
-def to_device(batch: MaskedBatch) -> MaskedBatch:
-    """The batch where this process computes."""
-    return MaskedBatch(*(each.to(parallel.device(), non_blocking=True) for each in batch))
 
 
 @torch.no_grad()
@@ -164,7 +160,7 @@ def evaluate(run: Run) -> dict[str, float]:
     for first in range(0, run.batches.num_held_out, micro * parallel.world_size()):
         start = first + parallel.rank() * micro
         rows = min(micro, run.batches.num_held_out - start)
-        batch = to_device(run.batches.held_out(start if rows > 0 else 0, max(rows, 1)))
+        batch = run.batches.held_out(start if rows > 0 else 0, max(rows, 1)).to(parallel.device())
         inputs = run.objective.evaluation_inputs(batch)
         _, *outputs = run.engine(*inputs)
         counts = run.objective.counts(outputs, inputs) * (rows > 0)
@@ -207,7 +203,7 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
     progress.watchdog.begin("evaluating and exporting", LONG)
     held_out = evaluate(run)
     progress.write({"step": run.position.step, "held_out": held_out})
-    sample = to_device(run.batches.held_out(0, min(8, run.batches.num_held_out)))
+    sample = run.batches.held_out(0, min(8, run.batches.num_held_out)).to(parallel.device())
     inputs = run.objective.evaluation_inputs(sample)
     exported = run.objective.exports(run.engine.module, sample, inputs, evaluated(run.engine, inputs))
     folders = {name: Path(config.output) / name for name in exported}

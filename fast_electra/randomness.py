@@ -9,7 +9,9 @@ once per key: a few vectorised integer operations, so that no generator has to b
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -44,6 +46,25 @@ def bits(seed: int, stream: Stream, *keys: ArrayLike) -> NDArray[np.uint64]:
 def uniform(seed: int, stream: Stream, *keys: ArrayLike) -> NDArray[np.float64]:
     """Uniform numbers in the open interval (0, 1), 53 bits each, one for each combination of keys."""
     return ((bits(seed, stream, *keys) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def state_on(device: torch.device | str, seed: int, stream: Stream, *keys: ArrayLike) -> Tensor:
+    """`bits` of keys known on the host as int64 on a device, where `mixed` mixes more keys in; nothing waits for it."""
+    return torch.from_numpy(bits(seed, stream, *keys).view(np.int64)).to(device, non_blocking=True)
+
+
+def mixed(state: Tensor, key: Tensor) -> Tensor:
+    """The upper 53 bits of `bits` with one key more than the state has: int64 wraps as uint64 does."""
+    x = (state ^ key) - 0x61C8864680B583EB
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    x = x ^ ((x >> 31) & (2**33 - 1))
+    return (x >> 11) & (2**53 - 1)
+
+
+def mixed_uniform(state: Tensor, key: Tensor) -> Tensor:
+    """`uniform` with one key more than the state has, float64, bit for bit."""
+    return (mixed(state, key).double() + 0.5) * 2.0**-53
 
 
 def permute(seed: int, epoch: ArrayLike, index: ArrayLike, size: int) -> NDArray[np.int64]:

@@ -83,7 +83,7 @@ class Stored:
 
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position, at the stored temperature nearest to the one asked for."""
-        tokens = torch.from_numpy(self.store.tokens_at(batch.rows.cpu().numpy(), temperature))
+        tokens = torch.from_numpy(self.store.tokens_at(batch.rows.numpy(), temperature))
         return tokens.to(batch.input_ids.device, non_blocking=True)
 
 

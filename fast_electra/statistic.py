@@ -15,15 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fast_electra.batches import MaskedBatch
-from fast_electra.randomness import Stream, uniform
+from fast_electra.randomness import Stream, mixed_uniform, state_on
 
 COUNTED_TOKENS, _BLOCK = 2**28, 2**22
 
 
 def uniforms(batch: MaskedBatch, seed: int) -> Tensor:
-    """Float64 numbers (B, N) in (0, 1), one per masked position, keyed by (seed, row key, position)."""
-    keys, positions = batch.rows.cpu().numpy()[:, None], batch.positions.cpu().numpy()
-    return torch.from_numpy(uniform(seed, Stream.SAMPLE, keys, positions)).to(batch.input_ids.device)
+    """Float64 numbers (B, N) in (0, 1), one per masked position, keyed by (seed, row key, position).
+
+    The host hashes the rows, the device their positions: neither waits for the other.
+    """
+    rows = state_on(batch.positions.device, seed, Stream.SAMPLE, batch.rows.numpy())
+    return mixed_uniform(rows[:, None], batch.positions)
 
 
 def unigram(corpora: Sequence[tuple[NDArray[Any], float]], vocab_size: int) -> NDArray[np.float64]:
@@ -54,4 +57,5 @@ class Statistic:
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position; a statistic knows no temperature."""
         self.cumulative = self.cumulative.to(batch.input_ids.device)
+        self.cumulative = self.cumulative.to(batch.positions.device)  # moves once
         return torch.searchsorted(self.cumulative, uniforms(batch, self.seed), right=True)

@@ -235,7 +235,7 @@ def test_one_joint_step_is_plain_torchs_under_every_zero_stage(stage):
     parallel.start()
     engine = parallel.training_engine(module, [{"params": list(module.parameters())}], settings)
     engine.eval()
-    batch = MaskedBatch(*(each.to(parallel.device()) for each in batch_of()))
+    batch = batch_of().to(parallel.device())
     loss, *outputs = engine(*objective.inputs(batch, 0.0))
     engine.train()
     engine.backward(loss)

@@ -11,6 +11,7 @@ from fast_electra import recipes, statistic
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import TemperatureConfig
 from fast_electra.objectives import Frozen, Mlm, corrupt
+from fast_electra.randomness import Stream, uniform
 from fast_electra.statistic import Statistic, uniforms, unigram
 from fast_electra.temperature import temperature
 
@@ -51,6 +52,26 @@ def frequencies(weights, rows=4000):
 def expected(weights, total):
     ordinary = np.where(np.isin(np.arange(VOCABULARY), SPECIAL), 0, weights)
     return ordinary / ordinary.sum() * total
+
+
+def test_a_samples_uniform_is_keyed_by_seed_row_and_position():
+    batch = batch_of(6)
+    expected = uniform(3, Stream.SAMPLE, batch.rows.numpy()[:, None], batch.positions.numpy())
+    np.testing.assert_array_equal(uniforms(batch, 3).numpy(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_is_corrupted_without_waiting_for_the_device():
+    frozen = Frozen(Statistic(np.ones(VOCABULARY), Tokenizer(), seed=1), None, 0.25)
+    batch = batch_of(8)
+    expected = frozen.inputs(batch.to(torch.device("cuda")), 0.0)  # moves its table there
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = frozen.inputs(batch.pinned().to(torch.device("cuda")), 0.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got.input_ids, expected.input_ids)
 
 
 def test_random_replacements_are_uniform_over_ordinary_tokens():

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from fast_electra.randomness import Stream, bits, permute, uniform
+from fast_electra.randomness import Stream, bits, mixed, mixed_uniform, permute, state_on, uniform
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 1000, 4096])
@@ -26,6 +27,15 @@ def test_uniforms_are_uniform_within_and_across_keys():
     assert stats.kstest(table.ravel(), "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(table[:-1].ravel(), table[1:].ravel())[0, 1]) < 0.02
     assert 0 < table.min() < table.max() < 1
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40 + 3, 2**64 - 1])
+def test_the_hash_in_torch_is_the_hash_in_numpy(seed):
+    rows, words = np.arange(50)[:, None] * 2**33, np.arange(30)
+    state, key = state_on("cpu", seed, Stream.NOISE, rows), torch.from_numpy(words)
+    upper = bits(seed, Stream.NOISE, rows, words) >> np.uint64(11)
+    np.testing.assert_array_equal(mixed(state, key).numpy(), upper.astype(np.int64))
+    np.testing.assert_array_equal(mixed_uniform(state, key).numpy(), uniform(seed, Stream.NOISE, rows, words))
 
 
 def test_streams_and_seeds_are_independent():
