@@ -1,0 +1,138 @@
+"""What the auxiliary model runs on: the fastest engine that gives what the plain one gives.
+
+`plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on held-out rows:
+the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of the
+tokens that were there. `compiled` is the plain engine through torch.compile, `injected` DeepSpeed's own kernels
+(injection.py). One that cannot be built, or disagrees, is left out, and the run's log says why. On a CPU `auto` means
+`plain`: kernels are for GPUs alone, and compiling takes longer there than a start may.
+
+Compiled and injected are untested on GPU.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from fast_electra import injection, parallel
+from fast_electra.auxiliary import MaskedLM, mask_out
+from fast_electra.batches import MaskedBatch
+
+NAMES = ("auto", "plain", "compiled", "injected")
+LEAST_AGREEMENT, MOST_DISTANCE = 0.98, 0.05
+_TURNS = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How an engine did: agreement with the plain one, seconds of a forward pass; or why it cannot serve."""
+
+    name: str
+    agreement: float = 1.0
+    distance: float = 0.0
+    seconds: float = 0.0
+    refused: str = ""
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"{self.name}: {self.refused}"
+        parity = f"{self.agreement:.2%} of the most likely tokens agree, log-probabilities within {self.distance:.4f}"
+        return f"{self.name}: {self.seconds * 1e3:.1f} ms a forward pass, {parity}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine taken, called as (input_ids, positions) -> logits, its name, and what was tried."""
+
+    engine: nn.Module
+    name: str
+    trials: tuple[Trial, ...] = ()
+
+
+def choose(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype, wanted: str = "auto") -> Choice:
+    """The engine of this name, or of `auto` the fastest that serves; `batch` has as many rows as any will have.
+
+    All processes take the first one's choice. Raises ValueError when the one named cannot serve.
+    """
+    others = _builders(module, batch, dtype)
+    plain = parallel.inference_engine(module, dtype)
+    if not _is_tried(wanted, batch.input_ids.device):
+        return Choice(plain, "plain")
+    inputs = (mask_out(batch, mask_id), batch.positions)
+    expected = _log_probabilities(plain, inputs)
+    built: dict[str, nn.Module] = {"plain": plain}
+    trials = [Trial("plain", seconds=_seconds(plain, inputs))]
+    for name in others if wanted == "auto" else [wanted]:
+        trial = _try(name, others[name], inputs, expected, batch, built)
+        if parallel.anywhere(bool(trial.refused)) and not trial.refused:
+            trial = Trial(name, refused="it cannot serve on another process")
+        trials.append(trial)
+    serving = [each for each in trials if not each.refused]
+    if wanted != "auto" and serving[-1].name != wanted:
+        raise ValueError(f"auxiliary_engine = {wanted!r}: {trials[-1].refused}; take plain, or auto")
+    fastest = min(serving, key=lambda each: each.seconds).name if wanted == "auto" else wanted
+    name = str(parallel.from_rank_zero(fastest))
+    return Choice(built[name], name, tuple(trials))
+
+
+def _is_tried(wanted: str, device: torch.device) -> bool:
+    """Whether any engine beside the plain one is."""
+    return wanted != "plain" and not (wanted == "auto" and device.type == "cpu")
+
+
+def _builders(module: MaskedLM, batch: MaskedBatch, dtype: torch.dtype) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each engine beside the plain one, whose module stays as it is."""
+    rows, length = batch.input_ids.shape
+
+    def compiled() -> nn.Module:
+        made: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+        return made
+
+    def injected() -> nn.Module:
+        return injection.inject(copy.deepcopy(module), module.model.config, dtype, rows, length)
+
+    return {"compiled": compiled, "injected": injected}
+
+
+def _try(
+    name: str,
+    build: Callable[[], nn.Module],
+    inputs: tuple[Tensor, Tensor],
+    expected: Tensor,
+    batch: MaskedBatch,
+    built: dict[str, nn.Module],
+) -> Trial:
+    """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one."""
+    try:
+        engine = build()
+        got = _log_probabilities(engine, inputs)
+    except (ValueError, RuntimeError) as error:
+        return Trial(name, refused=str(error).split("\n")[0])
+    agreement = float((got.argmax(-1) == expected.argmax(-1)).double().mean())
+    target = batch.input_ids.gather(1, batch.positions).unsqueeze(-1)
+    distance = float((got - expected).gather(-1, target).abs().mean())
+    if not (agreement >= LEAST_AGREEMENT and distance <= MOST_DISTANCE):
+        told = f"{agreement:.2%} of its most likely tokens agree, its log-probabilities are {distance:.4f} away"
+        return Trial(name, agreement, distance, refused=f"{told}: not what the plain engine gives")
+    built[name] = engine
+    return Trial(name, agreement, distance, _seconds(engine, inputs))
+
+
+@torch.no_grad()
+def _log_probabilities(engine: nn.Module, inputs: tuple[Tensor, Tensor]) -> Tensor:
+    return engine(*inputs).float().log_softmax(dim=-1)
+
+
+@torch.no_grad()
+def _seconds(engine: nn.Module, inputs: tuple[Tensor, Tensor]) -> float:
+    """The median over some forward passes."""
+    seconds = []
+    for _ in range(_TURNS):
+        start = time.perf_counter()
+        float(engine(*inputs)[0, 0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)

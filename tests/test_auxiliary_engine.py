@@ -1,0 +1,188 @@
+"""The auxiliary model's engines: DeepSpeed's kernels, with a stand-in for their operator, and the choice among them."""
+
+import copy
+
+import pytest
+import torch
+from deepspeed.ops.transformer.inference.op_binding.base import BaseOp
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from fast_electra import auxiliary_engine, injection, parallel
+from fast_electra.auxiliary import MaskedLM
+from fast_electra.batches import MaskedBatch
+from fast_electra.injection import Injected, NotInjectedError
+
+ROWS, LENGTH, WORDS, MASK = 4, 24, 90, 4
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "initializer_range": 0.3,
+}
+
+
+class Operator:
+    """The linear layer of DeepSpeed's operator; DeepSpeed brings torch versions of all else."""
+
+    def linear_layer_fp32(self, x, weight, bias, add_bias, _flash, _heads, transposed, _theta):
+        return functional.linear(x, weight if transposed else weight.t(), bias if add_bias else None)
+
+
+class BrokenOperator(Operator):
+    """The same, wrong."""
+
+    def linear_layer_fp32(self, x, *rest):
+        return super().linear_layer_fp32(x.roll(1, dims=1), *rest)
+
+
+@pytest.fixture
+def operator(monkeypatch):
+    """Put an operator in the place of the one DeepSpeed would build."""
+    parallel.start()
+
+    def put(made):
+        monkeypatch.setattr(BaseOp, "inference_module", made)
+
+    return put
+
+
+def masked_lm(kind, **changes):
+    torch.manual_seed(0)
+    more = {"electra": {"embedding_size": 16}, "modernbert": {"pad_token_id": 0}}.get(kind, {})
+    config = AutoConfig.for_model(kind, vocab_size=WORDS, max_position_embeddings=64, **SIZES | more | changes)
+    return MaskedLM(AutoModelForMaskedLM.from_config(config).eval().requires_grad_(False))
+
+
+def batch_of(rows=ROWS):
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(5, WORDS, (rows, LENGTH), generator=generator)
+    positions = torch.rand(rows, LENGTH, generator=generator).argsort(dim=1)[:, :4].sort(dim=1).values
+    return MaskedBatch(input_ids, positions, torch.arange(rows))
+
+
+def inject(module):
+    return injection.inject(copy.deepcopy(module), module.model.config, torch.float32, ROWS, LENGTH)
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
+def test_injected_layers_give_what_the_stock_model_gives(kind, operator):
+    operator(Operator())
+    module, batch = masked_lm(kind), batch_of()
+    expected = module(batch.input_ids, batch.positions)
+    injected = inject(module)
+    torch.testing.assert_close(injected(batch.input_ids, batch.positions), expected, rtol=1e-4, atol=2e-5)
+    names = {type(each).__name__ for each in injected.modules()}
+    assert "DeepSpeedBERTInference" in names
+    assert not names & {layer.__name__ for layer in injection.LAYERS.values()}
+    torch.testing.assert_close(module(batch.input_ids, batch.positions), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+def test_a_mask_reaches_the_kernels_as_they_read_it(kind, operator):
+    operator(Operator())
+    module, batch = masked_lm(kind), batch_of()
+    seen = torch.ones(ROWS, LENGTH, dtype=torch.long)
+    seen[1:, -7:] = 0
+    expected = module.model(input_ids=batch.input_ids, attention_mask=seen).logits if module_ready(module, batch) else 0
+    injected = inject(module)
+    inner = injected.engine.module
+    assert module_ready(inner, batch)
+    got = inner.model(input_ids=batch.input_ids, attention_mask=seen).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+
+
+def module_ready(module, batch):
+    """Let the next call of the stock model inside gather the batch's positions."""
+    module._positions = batch.positions
+    return True
+
+
+def test_a_batch_larger_than_the_workspace_is_refused(operator):
+    operator(Operator())
+    injected, larger = inject(masked_lm("bert")), batch_of(ROWS + 1)
+    assert isinstance(injected, Injected)
+    with pytest.raises(ValueError, match=r"workspace was made for \(4, 24\)"):
+        injected(larger.input_ids, larger.positions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("modernbert", {"layer_types": ["full_attention"] * 2}, "they know bert, roberta, electra"),
+        ("bert", {"hidden_act": "relu"}, "they compute GELU"),
+        ("bert", {"hidden_size": 36}, "multiple of 8"),
+        ("bert", {"intermediate_size": 96}, "4 times"),
+    ],
+)
+def test_a_model_the_kernels_cannot_run_is_refused_with_the_reason(kind, changes, reason, operator):
+    operator(Operator())
+    with pytest.raises(NotInjectedError, match=reason):
+        inject(masked_lm(kind, **changes))
+
+
+def test_layers_that_deepspeed_left_alone_are_noticed(operator, monkeypatch):
+    operator(Operator())
+    module = masked_lm("electra")
+    monkeypatch.setattr(injection, "LAYERS", {"electra": injection.BertLayer})
+    monkeypatch.setattr(injection.HFBertLayerPolicy, "_orig_layer_class", [injection.BertLayer])
+    with pytest.raises(NotInjectedError, match="replaced 0 of 2 layers"):
+        inject(module)
+
+
+def test_the_engine_named_is_taken_if_it_agrees(operator):
+    operator(Operator())
+    batch = batch_of()
+    choice = auxiliary_engine.choose(masked_lm("electra"), batch, MASK, torch.float32, "injected")
+    assert choice.name == "injected"
+    assert isinstance(choice.engine, Injected)
+    told = [str(each) for each in choice.trials]
+    assert told[0].startswith("plain: ")
+    assert "100.00% of the most likely tokens agree" in told[1]
+
+
+def test_kernels_that_compute_something_else_are_not_taken(operator):
+    operator(BrokenOperator())
+    with pytest.raises(ValueError, match=r"auxiliary_engine = 'injected'.*not what the plain engine gives; take plain"):
+        auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32, "injected")
+
+
+def test_kernels_that_cannot_be_built_are_not_taken(operator):
+    operator(None)  # DeepSpeed then builds its own, which it has not for a CPU
+    with pytest.raises(ValueError, match="DeepSpeed could not load its kernels"):
+        auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32, "injected")
+
+
+def test_auto_takes_the_fastest_that_serves(operator, monkeypatch):
+    operator(BrokenOperator())
+    module, slow, fast = masked_lm("bert"), masked_lm("bert"), masked_lm("bert")
+    made = {"slow": lambda: slow, "fast": lambda: fast, "injected": lambda: inject(module)}
+    monkeypatch.setattr(auxiliary_engine, "_builders", lambda *_: made)
+    monkeypatch.setattr(
+        auxiliary_engine, "_seconds", lambda engine, _: 1.0 if engine is fast else 3.0 if engine is slow else 2.0
+    )
+    monkeypatch.setattr(auxiliary_engine, "_is_tried", lambda *_: True)
+    choice = auxiliary_engine.choose(module, batch_of(), MASK, torch.float32)
+    assert (choice.name, choice.engine) == ("fast", fast)
+    assert [each.name for each in choice.trials if each.refused] == ["injected"]
+
+
+def test_auto_on_a_cpu_is_plain_and_tries_nothing(operator):
+    operator(None)
+    choice = auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32)
+    assert (choice.name, choice.trials) == ("plain", ())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
+def test_a_gpu_takes_an_engine_and_tells_how_each_did(kind, capsys):
+    parallel.start()
+    batch = batch_of().to(parallel.device())
+    module = masked_lm(kind, hidden_size=256, intermediate_size=1024)
+    choice = auxiliary_engine.choose(module, batch, MASK, torch.bfloat16)
+    with capsys.disabled():
+        print(*choice.trials, f"taken: {choice.name}", sep="\n")
+    assert choice.name in ("plain", "compiled", "injected")
+    assert len(choice.trials) == 3
