@@ -1,9 +1,9 @@
 """One page from result rows: report.md with its pictures, and rows.jsonl with every figure on it.
 
 FLOPs are counted anew, simulated rows are made where case or code has changed, measured rows come from this machine's
-runs/bench/measured.jsonl and replay.jsonl, and from any files of other machines named with --rows, the rows of the
-quality study from benchmarks/results/quality.jsonl. Measured rows of mixed code versions are refused, and so is a page
-without any: a table has no silent gaps.
+runs/bench/measured.jsonl, replay.jsonl and engines.jsonl, and from any files of other machines named with --rows, the
+rows of the quality study from benchmarks/results/quality.jsonl. Measured rows of mixed code versions are refused, and
+so is a page without any: a table has no silent gaps.
 
     python -m benchmarks.report [--output runs/bench] [--rows benchmarks/results/h200.jsonl ...]
 """
@@ -18,6 +18,7 @@ from benchmarks import (
     comparisons,
     cost_sections,
     costs,
+    engine_section,
     machine_sections,
     per_gpu,
     quality_sections,
@@ -35,6 +36,7 @@ SECTIONS = (
     cost_sections.flops_section,
     machine_sections.memory_section,
     machine_sections.throughput_section,
+    engine_section.engine_section,
     replay_section.replay_section,
     cost_sections.total_cost_section,
     quality_sections.quality_section,
@@ -47,20 +49,21 @@ def gather(folder: Path, others: Sequence[Path], mixed_code: bool = False) -> li
     `mixed_code` allows measured rows of several code versions. Raises ValueError for such rows without it, for no
     measured row or one that is there twice, FileNotFoundError for a file that is absent.
     """
-    here = [path for name in ("measured", "replay") if (path := folder / f"{name}.jsonl").exists()]
+    here = [path for name in ("measured", "replay", "engines") if (path := folder / f"{name}.jsonl").exists()]
     read = [row for path in (*here, *others) for row in rows.read(path)]
-    measured, replayed, quality = (rows.select(read, kind) for kind in ("throughput", "replay", "quality"))
+    kinds = ("throughput", "replay", "engine", "quality")
+    measured, replayed, engines, quality = (rows.select(read, kind) for kind in kinds)
     if not measured:
         raise ValueError(
             f"no measured row in {folder / 'measured.jsonl'} or in the files named with --rows: run "
             "`python -m benchmarks.measure base/frozen base/joint_shallow` first, or name a file of another machine"
         )
     if not mixed_code:
-        rows.one_version([*measured, *replayed])
-    rows.distinct([*measured, *replayed, *quality])
+        rows.one_version([*measured, *replayed, *engines])
+    rows.distinct([*measured, *replayed, *engines, *quality])
     counted = costs.count_all(cases.COUNTED)
     simulated = simulate_all(cases.SIMULATED, folder / "simulated.jsonl")
-    found = [*counted, *simulated, *measured, *replayed, *quality]
+    found = [*counted, *simulated, *measured, *replayed, *engines, *quality]
     return [
         *found,
         *costs.savings(counted),

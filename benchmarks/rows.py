@@ -33,6 +33,7 @@ _TIMED = tuple(f"benchmarks/{name}.py" for name in ("contestant", "material", "m
 _REPLAYED = (*_MODELS, *_PATH, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
+    "engine": ("benchmarks/engines.py", *_MODELS, *(f"fast_electra/{n}.py" for n in ("auxiliary_engine", "injection"))),
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
@@ -120,7 +121,7 @@ def keep(path: Path, made: Sequence[Row]) -> None:
 def _measurement(row: Row) -> tuple[Any, ...]:
     """What tells two measurements apart: all but the outcome."""
     names = ("kind", "recipe", "objective", "sequence_length", "vocab_size", "head", "micro_batch_rows", "device")
-    names += ("threads", "zero_stage", "num_processes", "compiled", "dtype", "corpus", "arm", "seed", "scale")
+    names += ("threads", "zero_stage", "num_processes", "compiled", "dtype", "corpus", "arm", "seed", "scale", "engine")
     return tuple(row.get(name) for name in names)
 
 

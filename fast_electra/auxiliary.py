@@ -23,7 +23,12 @@ from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.encoder import positions_available, with_new_weights
 from fast_electra.statistic import uniforms
 
-LOGITS_BUDGET_MIB = 256
+LOGITS_BUDGET_MIB, MOST_ROWS = 256, 256
+
+
+def rows_at_once(num_masked: int, vocab_size: int) -> int:
+    """How many rows go through the model together: their float32 logits (rows, N, V) stay inside the budget."""
+    return max(1, min(MOST_ROWS, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * vocab_size))))
 
 
 class MaskedLM(nn.Module):
@@ -90,7 +95,7 @@ class Auxiliary:
     def logits(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
         """Chunks of rows with their float32 logits (b, N, V); special tokens and padding of the vocabulary at -inf."""
         num_rows, num_masked = batch.positions.shape
-        chunk = max(1, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * self.vocab_size)))
+        chunk = rows_at_once(num_masked, self.vocab_size)
         masked = mask_out(batch, self.mask_id)
         self.special_ids = self.special_ids.to(masked.device)  # moves once
         for start in range(0, num_rows, chunk):

@@ -29,7 +29,7 @@ _TURNS = 5
 
 @dataclass(frozen=True)
 class Trial:
-    """How an engine did: agreement with the plain one, seconds of a forward pass; or why it cannot serve."""
+    """How an engine did: agreement with the plain one, seconds of a forward pass, and why it cannot serve if so."""
 
     name: str
     agreement: float = 1.0
@@ -53,30 +53,27 @@ class Choice:
     trials: tuple[Trial, ...] = ()
 
 
+def compare(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype) -> tuple[Trial, ...]:
+    """How each engine does on `batch`, whatever the device."""
+    return _tried(module, batch, mask_id, dtype, _builders(module, batch, dtype))[1]
+
+
 def choose(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype, wanted: str = "auto") -> Choice:
     """The engine of this name, or of `auto` the fastest that serves; `batch` has as many rows as any will have.
 
     All processes take the first one's choice. Raises ValueError when the one named cannot serve.
     """
-    others = _builders(module, batch, dtype)
-    plain = parallel.inference_engine(module, dtype)
     if not _is_tried(wanted, batch.input_ids.device):
-        return Choice(plain, "plain")
-    inputs = (mask_out(batch, mask_id), batch.positions)
-    expected = _log_probabilities(plain, inputs)
-    built: dict[str, nn.Module] = {"plain": plain}
-    trials = [Trial("plain", seconds=_seconds(plain, inputs))]
-    for name in others if wanted == "auto" else [wanted]:
-        trial = _try(name, others[name], inputs, expected, batch, built)
-        if parallel.anywhere(bool(trial.refused)) and not trial.refused:
-            trial = Trial(name, refused="it cannot serve on another process")
-        trials.append(trial)
-    serving = [each for each in trials if not each.refused]
-    if wanted != "auto" and serving[-1].name != wanted:
+        return Choice(parallel.inference_engine(module, dtype), "plain")
+    others = _builders(module, batch, dtype)
+    tried = others if wanted == "auto" else {wanted: others[wanted]}
+    built, trials = _tried(module, batch, mask_id, dtype, tried)
+    serving = {each.name: each.seconds for each in trials if not each.refused}
+    if wanted not in ("auto", *serving):
         raise ValueError(f"auxiliary_engine = {wanted!r}: {trials[-1].refused}; take plain, or auto")
-    fastest = min(serving, key=lambda each: each.seconds).name if wanted == "auto" else wanted
+    fastest = min(serving, key=lambda name: serving[name]) if wanted == "auto" else wanted
     name = str(parallel.from_rank_zero(fastest))
-    return Choice(built[name], name, tuple(trials))
+    return Choice(built[name], name, trials)
 
 
 def _is_tried(wanted: str, device: torch.device) -> bool:
@@ -98,6 +95,22 @@ def _builders(module: MaskedLM, batch: MaskedBatch, dtype: torch.dtype) -> dict[
     return {"compiled": compiled, "injected": injected}
 
 
+def _tried(
+    module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype, others: dict[str, Callable[[], nn.Module]]
+) -> tuple[dict[str, nn.Module], tuple[Trial, ...]]:
+    """The engines that serve on all processes, the plain one first, and how each did."""
+    plain, inputs = parallel.inference_engine(module, dtype), (mask_out(batch, mask_id), batch.positions)
+    expected = _log_probabilities(plain, inputs)
+    built: dict[str, nn.Module] = {"plain": plain}
+    trials = [Trial("plain", seconds=_seconds(plain, inputs))]
+    for name, build in others.items():
+        trial = _try(name, build, inputs, expected, batch, built)
+        if parallel.anywhere(bool(trial.refused)) and not trial.refused:
+            trial = Trial(name, refused="it cannot serve on another process")
+        trials.append(trial)
+    return built, tuple(trials)
+
+
 def _try(
     name: str,
     build: Callable[[], nn.Module],
@@ -109,7 +122,7 @@ def _try(
     """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one."""
     try:
         engine = build()
-        got = _log_probabilities(engine, inputs)
+        got, seconds = _log_probabilities(engine, inputs), _seconds(engine, inputs)
     except (ValueError, RuntimeError) as error:
         return Trial(name, refused=str(error).split("\n")[0])
     agreement = float((got.argmax(-1) == expected.argmax(-1)).double().mean())
@@ -117,9 +130,9 @@ def _try(
     distance = float((got - expected).gather(-1, target).abs().mean())
     if not (agreement >= LEAST_AGREEMENT and distance <= MOST_DISTANCE):
         told = f"{agreement:.2%} of its most likely tokens agree, its log-probabilities are {distance:.4f} away"
-        return Trial(name, agreement, distance, refused=f"{told}: not what the plain engine gives")
+        return Trial(name, agreement, distance, seconds, f"{told}: not what the plain engine gives")
     built[name] = engine
-    return Trial(name, agreement, distance, _seconds(engine, inputs))
+    return Trial(name, agreement, distance, seconds)
 
 
 @torch.no_grad()

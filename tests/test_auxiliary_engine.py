@@ -162,6 +162,8 @@ def test_auto_takes_the_fastest_that_serves(operator, monkeypatch):
     monkeypatch.setattr(
         auxiliary_engine, "_seconds", lambda engine, _: 1.0 if engine is fast else 3.0 if engine is slow else 2.0
     )
+    seconds = {each.name: each.seconds for each in auxiliary_engine.compare(module, batch_of(), MASK, torch.float32)}
+    assert seconds == {"plain": 2.0, "slow": 3.0, "fast": 1.0, "injected": 2.0}
     monkeypatch.setattr(auxiliary_engine, "_is_tried", lambda *_: True)
     choice = auxiliary_engine.choose(module, batch_of(), MASK, torch.float32)
     assert (choice.name, choice.engine) == ("fast", fast)
