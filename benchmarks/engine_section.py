@@ -7,7 +7,10 @@ from benchmarks import rows
 from benchmarks.markdown import formulas, machine, percent, table
 from benchmarks.rows import Row
 
-NO_GPU = "No row here was measured on a GPU: none could be reached. `benchmarks/gpu.sh` makes them on a machine that has one."
+NO_GPU = (
+    "No row here was measured on a GPU: none could be reached. `benchmarks/gpu.sh` makes them on a machine "
+    "that has one."
+)
 
 
 def engine_section(found: Sequence[Row], folder: Path) -> list[str]:
