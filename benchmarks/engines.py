@@ -50,6 +50,7 @@ def measure(case: Case) -> list[Row]:
             "micro_batch_rows": num_rows,
             "device": torch.cuda.get_device_name() if parallel.device().type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
+            "num_processes": parallel.world_size(),
             "dtype": precision.name(dtype),
             "seconds": trial.seconds,
             "agreement": trial.agreement,

@@ -17,13 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cases, comparisons, costs, material, replay, rows, step  # noqa: E402
+from benchmarks import cases, comparisons, costs, engines, material, replay, rows, step  # noqa: E402
 from benchmarks import report as reports  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402
+from benchmarks.engine_section import engine_section  # noqa: E402
 from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak  # noqa: E402
 from benchmarks.per_gpu import per_gpu  # noqa: E402
 from benchmarks.replay_section import replay_section  # noqa: E402
 from benchmarks.simulate import simulate, simulate_all  # noqa: E402
+from fast_electra import auxiliary_engine  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Case("demo", "frozen", 64, 512, "masked", 16)
@@ -440,6 +442,34 @@ def test_the_page_shows_every_figure_of_replacement_paths(replayed: rows.Row, tm
         assert figure in text
     assert (tmp_path / "entries.png").stat().st_size > 5000
     assert "No paths were timed here" in "\n".join(replay_section(found, tmp_path))
+
+
+# The auxiliary model's engines.
+
+
+def test_each_engine_has_its_row_and_one_that_cannot_run_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders = auxiliary_engine._builders
+    monkeypatch.setattr(  # compiling takes a CPU a minute
+        auxiliary_engine, "_builders", lambda *args: {"injected": builders(*args)["injected"]}
+    )
+    made = [row | rows.provenance("engine") for row in engines.measure(replace(TINY, micro_batch_rows=4))]
+    plain, injected = made
+    assert (plain["engine"], plain["agreement"], plain["micro_batch_rows"]) == ("plain", 1.0, 4)
+    assert plain["seconds"] > 0
+    assert (injected["seconds"], injected["refused"]) == (0.0, "they know bert, roberta, electra, not modernbert")
+    text = "\n".join(engine_section(made, tmp_path))
+    for figure in (
+        f"{1e3 * plain['seconds']:.2f}",
+        "100.0 %",
+        injected["refused"],
+        "No row here was measured on a GPU",
+    ):
+        assert figure in text
+    on_gpu = [row | {"device": "some GPU"} for row in made]
+    assert "No row here" not in "\n".join(engine_section(on_gpu, tmp_path))
+    assert "No engine was timed here" in "\n".join(engine_section([measured("frozen", 1.0, 1.0)], tmp_path))
 
 
 # The clock, on the real path.
