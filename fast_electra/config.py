@@ -180,7 +180,7 @@ class RunConfig:
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
     to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
     never. Losses `spike_deviations` standard deviations above their running mean are written down with their rows, 0
-    means none. A process without progress for `hang_minutes` ends itself, 0 means never.
+    means none. A process without progress for `hang_minutes`, starting or training, ends itself, 0 means never.
     """
 
     steps: int = 125_000
@@ -200,7 +200,7 @@ class RunConfig:
     max_skipped: int = 100
     floor_patience: int = 0
     spike_deviations: float = 6.0
-    hang_minutes: float = 30.0
+    hang_minutes: float = 20.0
 
     def __post_init__(self) -> None:
         rhythm = ("log_every", "evaluate_every", "save_every", "keep_checkpoints")

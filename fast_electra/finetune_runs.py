@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fast_electra import scores, tasks
+from fast_electra import failure, run_state, scores, tasks
 from fast_electra.finetune import Job, Settings, progress_bar
 from fast_electra.run_folder import environment, write_json
 
@@ -15,7 +15,7 @@ def finetune_all(
 
     Returns what results.json in `output` holds: for each task the median, range and all seeds of each measure. "all"
     leaves out tasks of which the folder `data` has nothing, and names them under `without_data`. Raises ValueError for
-    input that cannot be used.
+    input that cannot be used, or when another process works in `output`.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds}: give a number of at least 1")
@@ -27,16 +27,20 @@ def finetune_all(
             "folder a task, SQuAD's beside them or in squad/), leave these tasks out, or pass --data hub"
         )
     present = [name for name in names if name not in missing]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in present}
-    bar = progress_bar("all runs", len(present) * num_seeds, "run")
-    for name in present:
-        job = Job(model, name, data, settings or Settings())
-        for seed in range(1, num_seeds + 1):
-            runs[name].append(job.run(seed, output, f"{name} seed {seed} of {num_seeds}"))
-            results = _results(model, runs, missing)
-            write_json(Path(output) / "results.json", results)
-            bar.update()
-    bar.close()
+    Path(output).mkdir(parents=True, exist_ok=True)
+    run_state.take(output)
+    with failure.noted(output, failure.FINETUNING):
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in present}
+        bar = progress_bar("all runs", len(present) * num_seeds, "run")
+        for name in present:
+            job = Job(model, name, data, settings or Settings())
+            for seed in range(1, num_seeds + 1):
+                runs[name].append(job.run(seed, output, f"{name} seed {seed} of {num_seeds}"))
+                results = _results(model, runs, missing)
+                write_json(Path(output) / "results.json", results)
+                bar.update()
+        bar.close()
+    run_state.end(output, run_state.FINISHED)
     return results
 
 

@@ -27,8 +27,11 @@ from fast_electra import deepspeed_config, operator_builds, preemption, slurm
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
 
-def start() -> None:
-    """Join the process group that the launcher or SLURM describes; alone, without either, a group of one."""
+def start(patience_minutes: float = 30.0) -> None:
+    """Join the process group that the launcher or SLURM describes; alone, without either, a group of one.
+
+    Its processes wait for each other for `patience_minutes` at most.
+    """
     deepspeed_logger.setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     if dist.is_initialized():
@@ -40,7 +43,7 @@ def start() -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for lock in operator_builds.release_abandoned():
             print(f"removed {lock}: the start that was building this operator was killed", flush=True)  # noqa: T201
-    deepspeed.init_distributed(timeout=timedelta(minutes=30), verbose=False)
+    deepspeed.init_distributed(timeout=timedelta(minutes=patience_minutes), verbose=False)
     if device().type == "cpu":
         cores = os.environ.get("SLURM_CPUS_PER_TASK") if by_srun else None
         torch.set_num_threads(int(cores or 0) or max(1, len(os.sched_getaffinity(0)) // local_world_size()))

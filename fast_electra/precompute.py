@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fast_electra import parallel, replacement_store, setup_run
+from fast_electra import failure, parallel, replacement_store, run_state, setup_run
 from fast_electra.auxiliary import Auxiliary, weights_fingerprint
 from fast_electra.batches import Batches
 from fast_electra.config import Config, require
@@ -25,11 +25,12 @@ from fast_electra.gumbel import NoiseKeys
 from fast_electra.replacement_store import Provenance
 from fast_electra.replacements import Paths, TemperatureGrid, replacement_paths
 from fast_electra.replay import identity
+from fast_electra.watchdog import LONG, Watchdog, patience_minutes
 
 BATCH_ROWS = 64
 # More than any auxiliary model's paths took (replacement_codec.py), for the check of the disk.
 _BYTES_PER_POSITION = 10
-_OURS = ("manifest.json", "building.json", "shard-*.bin", ".partial-*")
+_OURS = ("manifest.json", "building.json", run_state.NAME, "shard-*.bin", ".partial-*")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
     """Make the folder `config.output` of paths for `config.data.num_draws` draws of the corpora's rows.
 
     All processes take part; a folder that an earlier start of the same command left is gone on with, and the manifest
-    is returned. Raises ValueError for input that does not fit together, a folder of other things or a full disk, before
-    anything is computed; OSError when a shard cannot be written, which loses that shard only.
+    is returned. Raises ValueError for input that does not fit together, a full disk, a folder of other things or one
+    in which another process works, before anything is computed; OSError when a shard cannot be written, which loses
+    that one alone; Preempted, the shards at hand being complete, when any process was told to stop.
     """
     require(config.data.num_draws >= 1, "data.num_draws", config.data.num_draws, "give --draws of at least 1")
     require(bool(config.auxiliary), "auxiliary", config.auxiliary, "name the masked LM whose samples are to be stored")
@@ -71,17 +73,34 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
     grid = TemperatureGrid.covering(t_min, t_max, max_levels)
     remedy = "held-out rows are sampled at T = 1 in every run; let the range from --t_min to --t_max hold 1"
     require(grid.t_min <= 1 <= grid.t_max, "temperatures", (t_min, t_max), remedy)
-    parallel.start()
-    config = setup_run.with_dtype(config)
+    watchdog = Watchdog(config.run.hang_minutes)
+    try:
+        watchdog.begin("joining the other processes")
+        parallel.start(patience_minutes(config.run.hang_minutes))
+        config = setup_run.with_dtype(config)
+        setup_run.on_rank_zero(lambda: _take(Path(config.output)))
+        watchdog.folder = config.output
+        with failure.noted(config.output, failure.PRECOMPUTING):
+            manifest = _precompute(config, grid, watchdog)
+    finally:
+        watchdog.stop()
+    if parallel.rank() == 0:
+        run_state.end(config.output, run_state.FINISHED)
+    return manifest
+
+
+def _precompute(config: Config, grid: TemperatureGrid, watchdog: Watchdog) -> dict[str, Any]:
+    """The same in a folder that is this start's."""
     folder = Path(config.output)
-    setup_run.on_rank_zero(lambda: _require_own(folder))
+    watchdog.begin("reading the corpora and the auxiliary model")
     batches = setup_run.open_batches(config)
     tokenizer = batches.corpora[0].tokenizer
     frozen, model, _ = setup_run.open_auxiliary(config, tokenizer, batches)
     work = Precomputation(frozen, batches, provenance_of(batches, weights_fingerprint(model), grid))
     missing: list[int] = []
     setup_run.on_rank_zero(lambda: missing.extend(_begin(folder, work.provenance)))
-    _build(folder, work, parallel.from_rank_zero(missing))
+    _build(folder, work, parallel.from_rank_zero(missing), watchdog)
+    watchdog.begin("checking the shards", LONG)
     manifest: dict[str, Any] = {}
     setup_run.on_rank_zero(lambda: manifest.update(replacement_store.finish(folder, work.provenance)))
     return manifest
@@ -98,10 +117,12 @@ def provenance_of(batches: Batches, auxiliary: str, grid: TemperatureGrid) -> Pr
     )
 
 
-def _require_own(folder: Path) -> None:
-    """Refuse a folder with anything but replacement paths in it: a corpus, say."""
+def _take(folder: Path) -> None:
+    """Refuse a folder with anything but replacement paths in it (a corpus, say) or with another process at work."""
     foreign = [path.name for path in folder.glob("*") if not any(path.match(name) for name in _OURS)]
     require(not foreign, "output", str(folder), f"it holds other things ({', '.join(foreign[:3])}); name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    run_state.take(str(folder))
 
 
 def _begin(folder: Path, provenance: Provenance) -> list[int]:
@@ -119,7 +140,7 @@ def _begin(folder: Path, provenance: Provenance) -> list[int]:
     return missing
 
 
-def _build(folder: Path, work: Precomputation, missing: list[int]) -> None:
+def _build(folder: Path, work: Precomputation, missing: list[int], watchdog: Watchdog) -> None:
     """This process's share of the missing shards, a round of one shard a process at a time.
 
     The rounds keep processes together, so that no slow one is waited for longer than a group of processes may wait.
@@ -139,15 +160,19 @@ def _build(folder: Path, work: Precomputation, missing: list[int]) -> None:
         turn = missing[first : first + parallel.world_size()]
         if parallel.rank() < len(turn):
             mine = turn[parallel.rank()]
-            replacement_store.write_shard(folder, work.provenance, mine, _counted(work.shard(mine), bar, len(turn)))
-        parallel.barrier()
+            batches = _counted(work.shard(mine), bar, len(turn), watchdog)
+            replacement_store.write_shard(folder, work.provenance, mine, batches)
+        watchdog.begin("waiting for the other processes' shards", LONG)
+        setup_run.stop_if_preempted()
         done += sum(sizes[shard] for shard in turn)
         bar.update(done - bar.n)
     bar.close()
 
 
-def _counted(batches: Iterator[Paths], bar: Any, num_processes: int) -> Iterator[Paths]:
-    """The batches as they come; the bar takes it that the other processes are as far as this one."""
+def _counted(batches: Iterator[Paths], bar: Any, num_processes: int, watchdog: Watchdog) -> Iterator[Paths]:
+    """The batches as they come, watched; the bar takes it that the other processes are as far as this one."""
+    watchdog.begin("computing replacement paths")
     for batch in batches:
         yield batch
+        watchdog.begin("computing replacement paths")
         bar.update(BATCH_ROWS * num_processes)

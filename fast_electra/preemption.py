@@ -2,15 +2,22 @@
 
 The handler only takes note; the loop asks after each step. A start-up has nothing to save yet: inside `at_once` the
 signal raises `Preempted` where it arrives. Further signals are ignored from the first one on, to the process's end, so
-that a scheduler may send as many as it likes. Nothing here is heavier than the standard library, so that a launcher
-installs the handlers before its seconds of imports.
+that a scheduler may send as many as it likes. Nothing here is heavier than psutil, so that a launcher installs the
+handlers before its seconds of imports.
+
+`deepspeed` is two processes above those that train, and a signal to the first ends that one alone. Its end, and that of
+the second however it came, is therefore taken for a signal too: no process goes on without its launcher.
 """
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+import psutil
 
 EXIT_STATUS = os.EX_TEMPFAIL  # 75: a temporary failure, the same command goes on
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -32,6 +39,8 @@ def install() -> None:
     for each in SIGNALS:
         signal.signal(each, _note)
     os.register_at_fork(after_in_child=_forget)
+    if "CROSS_RANK" in os.environ:  # as deepspeed's launcher sets it, and no other
+        threading.Thread(target=_follow, args=[_launcher()], name="launcher's end", daemon=True).start()
 
 
 def requested() -> bool:
@@ -50,6 +59,21 @@ def at_once() -> Iterator[None]:
         yield
     finally:
         _raises = False
+
+
+def _launcher() -> tuple[int, int]:
+    """The processes of the launcher, the nearer one first; who has lost its parent has another."""
+    parent = os.getppid()
+    try:
+        return parent, psutil.Process(parent).ppid()
+    except psutil.NoSuchProcess:
+        return parent, 0
+
+
+def _follow(launcher: tuple[int, int]) -> None:
+    while _launcher() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _note(_number: int, _frame: FrameType | None) -> None:

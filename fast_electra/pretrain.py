@@ -34,7 +34,7 @@ from fast_electra.export import evaluated, export
 from fast_electra.progress import Progress, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
-from fast_electra.watchdog import LONG
+from fast_electra.watchdog import LONG, Watchdog, patience_minutes
 
 
 def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
@@ -44,21 +44,32 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     anything is trained, when the input does not fit together. A start that was told to stop returns what
     `summary.stopped` describes, with "preempted" true.
     """
-    parallel.start()
+    watchdog = Watchdog(config.run.hang_minutes)
+    try:
+        return _pretrain(config, settings, watchdog)
+    finally:
+        watchdog.stop()
+
+
+def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict[str, Any]:
+    """The same, watched."""
+    watchdog.begin("joining the other processes")
+    parallel.start(patience_minutes(config.run.hang_minutes))
     config = setup_run.with_dtype(config)
     deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     setup_run.on_rank_zero(lambda: run_folder.claim(config))
+    watchdog.folder = config.output
     done = run_folder.read_summary(config.output)
     if done is not None:
         return done | {"already_done": True}
     try:
-        result = _pretrain(config, settings)
+        with failure.noted(config.output):
+            result = _go_on(config, settings, watchdog)
     except preemption.Preempted:
-        result = {"preempted": True, "output": config.output}
-    except BaseException as error:
-        if parallel.rank() == 0 and isinstance(error, (ValueError, OSError)):
+        return {"preempted": True, "output": config.output}
+    except (ValueError, OSError):
+        if parallel.rank() == 0:
             run_folder.release(config)
-        run_state.end(config.output, run_state.FAILED, failure.describe(error))
         raise
     if parallel.rank() == 0:
         ended = run_state.PREEMPTED if result.get("preempted") else run_state.STOPPED
@@ -66,20 +77,24 @@ def pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _pretrain(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict[str, Any]:
     """The same in a folder that is claimed and not done."""
+    watchdog.begin("reading and verifying the corpora")
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
     if config.needs_auxiliary and not config.auxiliary:
+        watchdog.stop()
         made = pretrain(config.for_auxiliary(), settings)
         if "export" not in made:
             return made
         config = dataclasses.replace(config, auxiliary=made["export"])
+    watchdog.begin("building the model")
     setup_run.stop_if_preempted()
     run = setup_run.build(config, settings, batches)
+    watchdog.begin("reading the checkpoint")
     run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints", run.generator)
     setup_run.stop_if_preempted()
-    progress = Progress(run)
+    progress = Progress(run, watchdog)
     try:
         preempted = train(run, progress)
         if preempted or run.position.step < config.run.steps:

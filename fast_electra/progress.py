@@ -32,7 +32,7 @@ def peak_memory_gib() -> float:
 class Progress:
     """The clock, the bar and the rows of one run on one process; only the first process shows and writes."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, watchdog: Watchdog) -> None:
         self.run, self.config = run, run.config
         self.speaks = parallel.rank() == 0
         self.seconds, self._resumed_at = run.position.seconds, time.perf_counter()
@@ -40,7 +40,7 @@ class Progress:
         self._update_counts: Tensor | None = None
         self._logged_step, self._logged_seconds = run.position.step, self.seconds
         self.log = MetricsLog(self.config.output, run.position.step) if self.speaks else None
-        self.watchdog = Watchdog(self.config.output, self.config.run.hang_minutes)
+        self.watchdog = watchdog
         self.health = Health(run, self.log.kept if self.log is not None else [])
         self.bar = tqdm(
             total=self.config.run.steps,
@@ -80,9 +80,8 @@ class Progress:
         self._resumed_at = time.perf_counter()
 
     def close(self) -> None:
-        """Nothing is shown or watched any more."""
+        """Nothing is shown any more."""
         self.bar.close()
-        self.watchdog.stop()
 
     def write(self, row: dict[str, Any]) -> None:
         """One row of metrics.jsonl and of the monitors."""

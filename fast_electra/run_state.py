@@ -79,6 +79,15 @@ def end(folder: str, state: str, why: str = "") -> None:
         os.close(_held.pop(path))
 
 
+def release(folder: str) -> None:
+    """Leave nothing of a start that made nothing: a folder that holds only the state is removed."""
+    path = Path(folder)
+    with suppress(OSError):
+        if [each.name for each in path.iterdir()] == [NAME]:
+            (path / NAME).unlink()
+            path.rmdir()
+
+
 def read(folder: str) -> dict[str, Any]:
     """What state.json says; empty where there is none. Raises ValueError where it is damaged."""
     try:

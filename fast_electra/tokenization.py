@@ -46,7 +46,7 @@ def tokenize(
 
     `tokenizer_file` is the tokenizer.json of a fast tokenizer. No special token is added but `end_id` behind each
     document, none is read out of a text ("[MASK]" in a document is six characters), nothing is truncated.
-    Raises RuntimeError if a worker fails or is killed.
+    Raises ChildProcessError if a worker is killed, RuntimeError if it fails.
     """
     command = [sys.executable, "-P", __file__, str(tokenizer_file), str(end_id), np.dtype(dtype).name]
     with ExitStack() as stack:
@@ -103,7 +103,8 @@ def _ask(idle: "queue.SimpleQueue[subprocess.Popen[bytes]]", batch: list[str]) -
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
         status = worker.wait()
         reason = "killed, most likely for want of memory" if status == -signal.SIGKILL else "see its message above"
-        raise RuntimeError(f"a tokenising worker ended with status {status} ({reason}): try fewer workers") from error
+        message = f"a tokenising worker ended with status {status} ({reason}): try fewer workers"
+        raise ChildProcessError(message) from error
     finally:
         idle.put(worker)
     if isinstance(reply, str):

@@ -32,11 +32,11 @@ def page(model: str, kind: str, found: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 refused input."""
+    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     import torch  # seconds, which --help need not wait for
 
-    from fast_electra import blimp, trained
+    from fast_electra import blimp, failure, trained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -46,9 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         output = options.output or (Path(options.model) / "blimp.json" if Path(options.model).is_dir() else None)
         if output:
             output.write_text(json.dumps({"model": options.model, "kind": model.kind, **found}, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return failure.tell(error, failure.SCORING)
     print(page(options.model, model.kind, found))
     return 0
 

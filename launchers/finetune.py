@@ -4,13 +4,15 @@ python launchers/finetune.py --model runs/demo/export --tasks CoLA,RTE --data FO
 
 FOLDER holds the official files (CoLA/train.tsv ..., train-v1.1.json ...); without --data they come from the hub. The
 output folder gets results.json, TASK/seed-N.json, and in predictions/seed-N/ the files that the GLUE server takes.
-Killed and started again, this goes on with the first run that was not done.
+Killed and started again, this goes on with the first run that was not done; SIGTERM or SIGUSR1 ends it with status 75.
 """
 
 import os
 import sys
 from contextlib import redirect_stdout
 from typing import Any
+
+from fast_electra import preemption
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
@@ -45,11 +47,14 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the command line; returns the exit status: 0 done, 2 refused input."""
+    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from fast_electra import failure
+
     try:
         options = parse(sys.argv[1:])
-        with redirect_stdout(sys.stderr):  # DeepSpeed, imported with the Trainer, logs to stdout: that is the table's
+        # DeepSpeed, imported with the Trainer, logs to stdout: that is the table's
+        with preemption.at_once(), redirect_stdout(sys.stderr):
             from transformers.utils import logging
 
             from fast_electra import finetune_runs, scores  # seconds of imports, after what can be refused at once
@@ -57,12 +62,8 @@ def main() -> int:
             logging.set_verbosity_error()
             logging.disable_progress_bar()
             results = finetune_runs.finetune_all(**options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the run that was not done", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
+        return failure.tell(error, failure.FINETUNING)
     print(scores.table(results["tasks"]))
     if results["without_data"]:
         print(f"no data for {', '.join(results['without_data'])}")
@@ -71,4 +72,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    preemption.install()
     sys.exit(main())

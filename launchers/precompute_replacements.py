@@ -5,13 +5,14 @@ deepspeed launchers/precompute_replacements.py --corpus FOLDER --auxiliary MODEL
 
 Training then replays it: deepspeed launchers/pretrain.py --objective replay --replacements FOLDER. Give both the same
 recipe, seed and --data settings (those of launchers/pretrain.py, --help lists them). Killed and started again, this
-goes on where it was.
+goes on where it was; told to stop by SIGTERM or SIGUSR1, it finishes the shards that it is at and exits with 75.
 """
 
 import argparse
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -57,23 +58,28 @@ def summary(folder: str, manifest: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run the command line; returns the exit status: 0 done, 2 refused input or a disk that failed."""
-    options, settings = parse(sys.argv[1:])
-    from fast_electra import command_line  # seconds, which --help need not wait for
+    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
+    from fast_electra import preemption
 
+    preemption.install()
+    options, settings = parse(sys.argv[1:])
+    from fast_electra import command_line, failure  # seconds, which --help need not wait for
+
+    manifest = None
     try:
         own = [f"--output={options.output}", f"--data.num_draws={options.draws}"]
         config, _ = command_line.parse([*settings, *own], "settings of launchers/pretrain.py")
         from fast_electra import parallel, precompute
 
-        manifest = precompute.precompute(config, options.t_min, options.t_max, options.max_levels)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        with suppress(preemption.Preempted):
+            manifest = precompute.precompute(config, options.t_min, options.t_max, options.max_levels)
+    except (Exception, KeyboardInterrupt) as error:
+        failure.leave(error, failure.PRECOMPUTING)
     if parallel.rank() == 0:
-        print(summary(config.output, manifest), flush=True)
+        done = summary(config.output, manifest) if manifest is not None else f"stopped; {failure.PRECOMPUTING.goes_on}"
+        print(done, flush=True)
     parallel.stop()
-    return 0
+    return 0 if manifest is not None else preemption.EXIT_STATUS
 
 
 if __name__ == "__main__":

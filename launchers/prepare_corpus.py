@@ -2,13 +2,15 @@
 
 The output folder holds corpus.bin and corpus.idx (Megatron's format), the tokenizer and manifest.json. Without --input
 it is made of the interpreter's own documentation. The same command again does nothing; errors are one message and exit
-status 2, and leave nothing half-written.
+status 2, and leave nothing half-written; so do SIGTERM and SIGUSR1, with status 75.
 """
 
 import argparse
 import logging
 import sys
 from typing import TYPE_CHECKING
+
+from fast_electra import preemption
 
 if TYPE_CHECKING:
     from fast_electra.corpus import Corpus
@@ -59,31 +61,30 @@ def summary(made: "Corpus") -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fast_electra").setLevel(logging.INFO)
-    from fast_electra import corpus, tokenizer  # some seconds, which --help and wrong options need not wait for
+    from fast_electra import corpus, failure, tokenizer  # seconds, which --help and wrong options need not wait for
 
     try:
-        existing = tokenizer.load(options.tokenizer) if options.tokenizer else None
-        made = corpus.build(
-            options.input,
-            options.output,
-            tokenizer=existing,
-            vocab_size=options.vocab_size or (None if existing else DEFAULT_VOCAB_SIZE),
-            kind=options.kind,
-            text_key=options.text_key,
-            workers=options.workers,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was left behind", file=sys.stderr)
-        return 130
+        with preemption.at_once():
+            existing = tokenizer.load(options.tokenizer) if options.tokenizer else None
+            made = corpus.build(
+                options.input,
+                options.output,
+                tokenizer=existing,
+                vocab_size=options.vocab_size or (None if existing else DEFAULT_VOCAB_SIZE),
+                kind=options.kind,
+                text_key=options.text_key,
+                workers=options.workers,
+            )
+    except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
+        return failure.tell(error, failure.PREPARING)
     print(summary(made))
     return 0
 
 
 if __name__ == "__main__":
+    preemption.install()
     sys.exit(main())

@@ -22,6 +22,11 @@ CASES = {
         "the disk cannot be written any more .*bring it back",
     ),
     "a GPU's memory": (RuntimeError("CUDA out of memory. Tried"), 2, r"out of memory \(CUDA.*run.micro_batch_rows"),
+    "a lost peer": (
+        RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:42154: Connection reset by peer"),
+        2,
+        r"another process is gone \(.*reset by peer\): it says why, or was killed; the same command goes on",
+    ),
     "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
     "a defect": (IndexError("7"), None, "IndexError: 7"),
 }

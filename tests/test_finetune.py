@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import clean_environment
+from conftest import clean_environment, start, wait_for
 from scipy import stats
 from sklearn.metrics import accuracy_score
 from task_files import ENTAILMENT, export, write_hard_rte, write_squad, write_task
@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from fast_electra import finetune_runs, glue, squad
+from fast_electra import finetune_runs, glue, run_state, squad
 from fast_electra.finetune import Job, Settings, finetune
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +150,22 @@ def test_a_finished_run_is_not_run_again_and_a_killed_one_is(encoders, files, tm
     assert results == json.loads((tmp_path / "results.json").read_text())
     values = results["tasks"]["MNLI"]["accuracy_mm"]
     assert values["median"] == statistics.median(values["seeds"].values()) and set(values["seeds"]) == {"1", "2"}
+
+
+def test_a_signal_ends_the_launcher_at_once_and_a_second_one_in_the_folder_is_refused(encoders, files, tmp_path):
+    arguments = [f"--model={encoders['modernbert']}", f"--data={files}", f"--output={tmp_path}", "--bf16=false"]
+    given = [sys.executable, str(LAUNCHER), *arguments, "--tasks=CoLA", "--seeds=1", "--epochs=5000"]
+    with start(given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
+        wait_for((tmp_path / run_state.NAME).exists, running)
+        refused = launch(*arguments, "--tasks=CoLA", "--seeds=1")
+        assert refused.returncode == 2
+        assert f"process {running.pid} on " in refused.stderr
+        running.terminate()
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 75, said
+    assert "stopped; the same command goes on with the run that was not done" in said
+    assert run_state.read(str(tmp_path))["state"] == run_state.PREEMPTED
+    assert [path.name for path in tmp_path.iterdir()] == [run_state.NAME]
 
 
 def test_results_of_other_settings_data_or_weights_are_refused(encoders, files, tmp_path):

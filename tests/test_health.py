@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, clean_environment, launch
 from fast_electra import parallel, pretrain, recipes, run_folder, setup_run
 from fast_electra.divergence import WARM_UP, DivergedError
 from fast_electra.progress import Progress
+from fast_electra.watchdog import Watchdog
 
 ROWS, MICRO = 8, 4
 RHYTHM = {
@@ -87,7 +88,7 @@ def equal(one, other):
 )
 def test_a_broken_update_is_left_out_without_a_trace(stage, dtype, tiny_corpus, tmp_path):
     run = make_run(tmp_path / "run", tiny_corpus, stage, dtype=dtype, on_nan="skip")
-    progress = Progress(run)
+    progress = Progress(run, Watchdog(0))
     assert update(run, progress, 1)
     before = state(run)
     hook = break_loss(run, at={0})
@@ -96,7 +97,7 @@ def test_a_broken_update_is_left_out_without_a_trace(stage, dtype, tiny_corpus, 
     assert equal(before, state(run))
     assert update(run, progress, 3)
     twin = make_run(tmp_path / "twin", tiny_corpus, stage, dtype=dtype)
-    watching = Progress(twin)
+    watching = Progress(twin, Watchdog(0))
     assert all(update(twin, watching, step) for step in (1, 3))
     assert equal(state(twin), state(run)), "nothing of the broken update is left in what comes after"
     assert progress.health.skipped == 1
@@ -116,7 +117,7 @@ def test_a_run_stops_with_step_rows_checkpoint_and_remedy(tiny_corpus, tmp_path)
     run = make_run(tmp_path / "run", tiny_corpus, save_every=2)
     break_loss(run, at={2 * 4 + 1})
     with pytest.raises(DivergedError) as raised:
-        pretrain.train(run, Progress(run))
+        pretrain.train(run, Progress(run, Watchdog(0)))
     message = str(raised.value)
     assert message.startswith("step 5: the loss of 1 of its 2 micro-batches is not finite; the update was not made.")
     assert "from before: " + str(tmp_path / "run" / "checkpoints" / "step-00000004") in message
@@ -131,21 +132,21 @@ def test_a_run_stops_with_step_rows_checkpoint_and_remedy(tiny_corpus, tmp_path)
 def test_skipping_has_a_limit_over_all_starts_and_is_counted(tiny_corpus, tmp_path):
     run = make_run(tmp_path / "run", tiny_corpus, on_nan="skip", max_skipped=2, stop_at_step=6)
     break_loss(run, at={2, 9}, factor=math.nan)
-    pretrain.train(run, Progress(run))
+    pretrain.train(run, Progress(run, Watchdog(0)))
     logged = run_folder.MetricsLog(str(tmp_path / "run"), 100).kept
     assert [row["skipped_updates"] for row in logged] == [0, 1, 1, 1, 2, 2]
     assert [row["loss"] is not None for row in logged if "loss" in row] == [True] * 4, "broken ones are not counted in"
     run.config = replace(run.config, run=replace(run.config.run, stop_at_step=0))
     break_loss(run, at={0})
     with pytest.raises(DivergedError, match=r"step 7: .* 3 updates were left out, run.max_skipped is 2"):
-        pretrain.train(run, Progress(run))
+        pretrain.train(run, Progress(run, Watchdog(0)))
     run.engine.destroy()
 
 
 def test_a_spike_is_written_down_with_the_rows_of_its_micro_batch(tiny_corpus, tmp_path):
     run = make_run(tmp_path / "run", tiny_corpus, stop_at_step=WARM_UP + 10)
     break_loss(run, at={2 * (WARM_UP + 4)}, factor=9.0)
-    pretrain.train(run, Progress(run))
+    pretrain.train(run, Progress(run, Watchdog(0)))
     (row,) = spikes(tmp_path / "run")
     assert (row["step"], row["kind"]) == (WARM_UP + 5, "spike")
     assert row["rows"] == row_numbers(run, (WARM_UP + 4) * ROWS, MICRO)
@@ -159,13 +160,13 @@ def test_a_loss_at_the_majority_class_floor_stops_the_run(tiny_corpus, tmp_path)
     with pytest.raises(
         DivergedError, match=r"step 5: the loss, .* has been at the majority-class floor, .* since step 0 "
     ):
-        pretrain.train(run, Progress(run))
+        pretrain.train(run, Progress(run, Watchdog(0)))
     run.engine.destroy()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny_corpus, tmp_path):
     run = make_run(tmp_path / "run", tiny_corpus, stage=2, save_every=1)
-    progress = Progress(run)
+    progress = Progress(run, Watchdog(0))
     progress.health.require_sound_weights()
     next(run.engine.module.parameters()).data.view(-1)[3] = math.nan
     with pytest.raises(DivergedError, match="weights are no longer finite, and no checkpoint was made of them"):
@@ -181,12 +182,13 @@ from test_health import MICRO, ROWS, break_loss, make_run, row_numbers
 from fast_electra import parallel, pretrain
 from fast_electra.divergence import DivergedError
 from fast_electra.progress import Progress
+from fast_electra.watchdog import Watchdog
 
 run = make_run(Path("run"), sys.argv[-2])
 if parallel.rank() == 1:
     break_loss(run, at={2})
 try:
-    pretrain.train(run, Progress(run))
+    pretrain.train(run, Progress(run, Watchdog(0)))
 except DivergedError as error:
     text = str(error)
 rows = row_numbers(run, 2 * ROWS + MICRO, MICRO)

@@ -12,13 +12,15 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import TINY, clean_environment, launch, metrics
+from conftest import TINY, clean_environment, launch, metrics, wait_for
+from conftest import start as start_command
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from fast_electra import config as configs
-from fast_electra import config_file, precompute, replay, setup_run
+from fast_electra import config_file, precompute, preemption, replay, run_state, setup_run
 from fast_electra.auxiliary import weights_fingerprint
 from fast_electra.config import Config
 from fast_electra.objectives import Frozen
@@ -78,7 +80,7 @@ def start(*arguments, num_processes=1):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != run_state.NAME}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,42 @@ def test_killed_and_started_again_on_two_processes_it_ends_at_the_same_bytes(inp
     assert again.returncode == 0, again.stderr[-3000:]
     assert kept.stat().st_mtime_ns == before
     assert contents(tmp_path / "paths") == contents(built[0])
+
+
+def test_a_signal_finishes_the_shards_at_hand_and_the_same_command_goes_on(inputs, built, tmp_path):
+    output = tmp_path / "paths"
+    arguments = [*DATA, *inputs, f"--draws={DRAWS}", f"--output={output}"]
+    with start_command(command(*arguments, num_processes=2), stdout=subprocess.PIPE) as running:
+        wait_for(lambda: list(output.glob("shard-*")), running)
+        children = psutil.Process(running.pid).children(recursive=True)
+        (second,) = [each for each in children if not each.children() and each.environ().get("RANK") == "1"]
+        second.terminate()
+        said, _ = running.communicate(timeout=120)
+    assert running.returncode == preemption.EXIT_STATUS == 75, said
+    assert "stopped; the same command goes on with the shards that are not done" in said
+    assert run_state.read(str(output))["state"] == run_state.PREEMPTED
+    assert not list(output.glob(".partial-*")) + list(output.glob("manifest.json"))
+    again = start(*arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert run_state.read(str(output))["state"] == run_state.FINISHED
+    assert contents(output) == contents(built[0])
+
+
+def test_a_second_start_in_the_same_folder_is_refused_and_disturbs_nothing(inputs, tmp_path):
+    run_state.take(str(tmp_path))
+    refused = start(*DATA, *inputs, f"--output={tmp_path}")
+    assert refused.returncode == 2
+    assert f"error: output = '{tmp_path}': process {os.getpid()} on " in refused.stderr
+    assert run_state.read(str(tmp_path))["state"] == run_state.RUNNING
+    assert [path.name for path in tmp_path.iterdir()] == [run_state.NAME]
+    run_state.end(str(tmp_path), run_state.STOPPED)
+
+
+def test_a_refused_start_leaves_no_folder(inputs, tmp_path):
+    refused = start(*DATA, inputs[0], "--auxiliary=/no/such/model", f"--output={tmp_path / 'paths'}")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "paths").exists()
 
 
 def test_paths_of_other_settings_are_refused_in_one_message(inputs, built):

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 import torch
-from conftest import ROOT, TINY, launch, launched, metrics, wait_for
+from conftest import ROOT, TINY, launch, launch_command, launched, metrics, start, wait_for
 from safetensors.torch import load_file
 
 from fast_electra import preemption
@@ -100,6 +100,26 @@ def test_a_signal_at_any_moment_leaves_nothing_half_written(tiny_corpus, tmp_pat
     launch(*arguments, f"--output={tmp_path / 'whole'}")
     assert same(output, tmp_path / "whole")
     assert same(output / "auxiliary", tmp_path / "whole" / "auxiliary")
+
+
+@pytest.mark.parametrize("moment", ["training", pytest.param("starting", marks=pytest.mark.survive)])
+def test_a_signal_to_the_command_that_a_container_starts_reaches_those_that_train_alone(
+    moment, tiny_corpus, tmp_path, record_property
+):
+    record_property("tried", f"launchers/preemptible.py with 2 processes: SIGTERM while {moment}")
+    output, log = tmp_path / "run", tmp_path / "log"
+    arguments = [*LONG, f"--corpus={tiny_corpus}", f"--output={output}"]
+    command = [sys.executable, "launchers/preemptible.py", *launch_command(*arguments, num_processes=2)]
+    with log.open("w") as said, start(command, stdout=said, stderr=said) as process:
+        if moment == "training":
+            wait_for(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 5, process)
+        else:
+            wait_for(log.read_text, process)  # of deepspeed's first process
+        process.terminate()
+        assert process.wait(timeout=120) == preemption.EXIT_STATUS, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert "the same command goes on" in log.read_text()
+    assert len(list((output / "checkpoints").glob("step-*"))) == (moment == "training")
 
 
 SIGNALLED = """

@@ -17,6 +17,8 @@ from pydoc_data.topics import topics
 import pytest
 from transformers import AutoTokenizer
 
+from fast_electra.staging import staged
+
 ROOT = Path(__file__).parent.parent
 COMMAND = ROOT / "launchers" / "prepare_corpus.py"
 WIKIPEDIA = ROOT.parent / "shared" / "data" / "wikipedia" / "AA.txt.xz"
@@ -117,23 +119,39 @@ def test_a_mistake_is_one_message_and_exit_status_2(command, tmp_path, monkeypat
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_ctrl_c_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [(signal.SIGINT, 130, "interrupted; nothing was left behind"), (signal.SIGTERM, 75, "stopped; nothing was left")],
+)
+def test_told_to_stop_it_leaves_nothing(tmp_path, number, status, message):
     (tmp_path / "a.txt").write_text("\n\n".join(TEXTS * 40))
     arguments = ["--input", "a.txt", "--vocab_size", "1000", "--kind", "bpe", "--output", "out", "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, str(COMMAND), *arguments],
         cwd=tmp_path,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
     while not (tmp_path / "out.partial" / "corpus.bin").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "nothing was left behind" in stderr
+    os.killpg(process.pid, number)  # as a terminal does
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert message in said and "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_second_one_at_the_same_output_is_refused_and_disturbs_nothing(tmp_path, command, capsys):
+    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
+    output = tmp_path / "out"
+    with staged(output) as folder:
+        (folder / "file").write_text("of the first")
+        assert command.main(["--input", str(tmp_path / "a.txt"), "--output", str(output)]) == 2
+        assert "error: another process is writing" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["file"]
 
 
 def peak_mib(text: Path, output: Path) -> float:

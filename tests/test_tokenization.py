@@ -88,7 +88,7 @@ def test_a_killed_worker_is_reported_and_not_waited_for(folder, monkeypatch):
         started[0].wait()
         yield from TEXTS
 
-    with pytest.raises(RuntimeError, match=r"worker ended with status -9 \(killed.*fewer workers"):
+    with pytest.raises(ChildProcessError, match=r"worker ended with status -9 \(killed.*fewer workers"):
         run(folder, texts())
     assert all(process.poll() is not None for process in started)
 

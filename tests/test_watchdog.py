@@ -14,7 +14,8 @@ import sys, time
 from fast_electra import run_state
 from fast_electra.watchdog import Watchdog
 run_state.take(sys.argv[1])
-watchdog = Watchdog(sys.argv[1], 2 / 60)
+watchdog = Watchdog(2 / 60)
+watchdog.folder = sys.argv[1]
 watchdog.begin("training after step 7")
 print("begun", flush=True)
 exec(sys.argv[2])
