@@ -19,12 +19,14 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
 from fast_electra import deepspeed_config, operator_builds, preemption, slurm
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
+_TORCHS_LINEAR = functional.linear
 
 
 def start(patience_minutes: float = 30.0) -> None:
@@ -188,7 +190,20 @@ def inference_engine(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A frozen module in DeepSpeed-Inference's engine, whole on each process, without kernel injection."""
     frozen = module.eval().requires_grad_(False).to(device())
     with _buffers_kept(frozen):
-        return deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
+        engine = deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
+    engine.forward = _torchs_linear()(engine.forward)
+    return engine
+
+
+@contextmanager
+def _torchs_linear() -> Iterator[None]:
+    """torch's own linear layer inside: building under ZeRO-3 leaves another in the whole process, which spares memory
+    in backward and rounds a bf16 bias apart, so that a frozen model's samples would depend on the ZeRO stage."""
+    replaced, functional.linear = functional.linear, _TORCHS_LINEAR
+    try:
+        yield
+    finally:
+        functional.linear = replaced
 
 
 @contextmanager
