@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias
 
 import deepspeed
@@ -20,7 +21,8 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+from transformers import PreTrainedModel
+from transformers.integrations import deepspeed as integration
 from transformers.utils import logging as transformers_logging
 
 from fast_electra import deepspeed_config, operator_builds, preemption, slurm
@@ -171,12 +173,38 @@ def building(settings: dict[str, Any]) -> Iterator[None]:
     transformers finds the settings through the `HfDeepSpeedConfig` kept alive here (a plain zero.Init fails in its
     weight initialisation), and forgets them on leaving: whatever is loaded later must not be split.
     """
-    keep = HfDeepSpeedConfig(settings) if deepspeed_config.zero_stage(settings) == 3 else None
+    keep = integration.HfDeepSpeedConfig(settings) if deepspeed_config.zero_stage(settings) == 3 else None
+    replaced, integration.initialize_weights_zero3 = integration.initialize_weights_zero3, _draw_weights
     try:
         yield
     finally:
         del keep
-        unset_hf_deepspeed_config()
+        integration.initialize_weights_zero3 = replaced
+        integration.unset_hf_deepspeed_config()
+
+
+def _draw_weights(model: PreTrainedModel) -> None:
+    """New weights for a model that ZeRO-3 has split, equal to those of a whole one.
+
+    transformers' own way does not give them in version 5.17: a weight that the module above it draws stays as it was,
+    and rotary frequencies are rounded to bf16.
+    """
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.float()
+    drawing = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    for part in drawing:
+        part._init_weights = partial(_draw_gathered, part._init_weights)  # type: ignore[method-assign]
+    model.init_weights()
+    for part in drawing:
+        del part._init_weights
+
+
+def _draw_gathered(draw: Callable[[nn.Module], None], module: nn.Module) -> None:
+    """`draw` a module's weights while they and those of its children are whole; the first process's are kept."""
+    nearby = [weight for each in (module, *module.children()) for weight in each.parameters(recurse=False)]
+    with deepspeed.zero.GatheredParameters(nearby, modifier_rank=0):
+        draw(module)
 
 
 def training_engine(module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Engine:

@@ -6,15 +6,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch
 from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
 from fast_electra import deepspeed_config, discriminator, optim, parallel, recipes
-from fast_electra.auxiliary import Auxiliary, MaskedLM
+from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
 from fast_electra.batches import Batches
-from fast_electra.config import DataConfig, TemperatureConfig
+from fast_electra.config import ENCODER_TYPES, DataConfig, EncoderConfig, TemperatureConfig
 from fast_electra.corpus import Corpus
 from fast_electra.encoder import transformers_config
 from fast_electra.objectives import Frozen
@@ -97,6 +98,43 @@ def test_the_discriminator_sees_samples_and_never_a_mask(frozen_training):
     elsewhere = torch.ones_like(labels, dtype=torch.bool).scatter(1, batch.positions, False)
     assert not labels[elsewhere].any()
     assert 0 < labels.sum() < batch.positions.numel(), "some samples equal the original and count as original"
+
+
+@pytest.mark.parametrize("model_type", ENCODER_TYPES)
+@pytest.mark.parametrize("build", [discriminator.build, build_masked_lm])
+def test_new_weights_do_not_depend_on_the_zero_stage(build, model_type, tiny_tokenizer):
+    parallel.start()
+    encoder = EncoderConfig(
+        model_type=model_type, num_layers=2, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=64
+    )
+    config = replace(recipes.get("demo"), run=replace(recipes.get("demo").run, dtype="bfloat16"))
+    found = []
+    for stage in (1, 3):
+        settings = deepspeed_config.fill({"zero_optimization": {"stage": stage}}, config, 1, True)
+        torch.manual_seed(7)
+        with parallel.building(settings):
+            model = build(transformers_config(encoder, tiny_tokenizer), "eager", torch.bfloat16)
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            found.append({name: tensor.clone() for name, tensor in model.state_dict(keep_vars=True).items()})
+        found[-1] |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    whole, split = found
+    assert whole.keys() == split.keys()
+    assert [name for name in whole if whole[name].dtype != split[name].dtype] == []
+    assert [name for name in whole if not torch.equal(whole[name], split[name])] == []
+
+
+def test_a_frozen_model_answers_the_same_before_and_after_zero_3_was_used(tiny_tokenizer):
+    parallel.start()
+    config = replace(recipes.get("demo"), run=replace(recipes.get("demo").run, dtype="bfloat16"))
+    model = build_masked_lm(transformers_config(config.encoder, tiny_tokenizer), "eager", torch.bfloat16)
+    torch.nn.init.normal_(model.get_output_embeddings().bias)
+    frozen = parallel.inference_engine(MaskedLM(model), torch.bfloat16)
+    input_ids, positions = torch.arange(5, 69).view(4, 16), torch.arange(8).repeat(4, 1)
+    before = frozen(input_ids, positions)
+    with parallel.building(deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 1, True)):
+        discriminator.build(transformers_config(config.encoder, tiny_tokenizer), "eager", torch.bfloat16)
+    assert torch.nn.functional.linear is not parallel._TORCHS_LINEAR, "DeepSpeed replaced it"
+    assert torch.equal(frozen(input_ids, positions), before)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
