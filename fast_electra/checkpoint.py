@@ -201,6 +201,7 @@ def restore(engine: parallel.Engine, folder: Path, generator: parallel.Engine | 
     if found is None:
         return START
     path, manifest = found
+    _require_state_on_no_nvme(engine, path, manifest)
     stage = engine.zero_optimization_stage()
     same = (parallel.world_size(), stage) == (manifest["num_processes"], manifest.get("zero_stage", stage))
     load = _load if same else _load_universal
@@ -208,6 +209,16 @@ def restore(engine: parallel.Engine, folder: Path, generator: parallel.Engine | 
     if generator is not None:
         load(generator, path / _GENERATOR)
     return Position(manifest["step"], manifest["rows_seen"], manifest["seconds"])
+
+
+def _require_state_on_no_nvme(engine: parallel.Engine, path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse what DeepSpeed would go on from with new weights: its loader passes over a state swapped out to NVMe."""
+    if engine.zero_nvme_offload_optimizer() or any(name.startswith("offloaded_tensors") for name in manifest["files"]):
+        raise ValueError(
+            f"checkpoint {path} cannot be resumed: DeepSpeed {deepspeed.__version__} does not load an optimizer's "
+            "state offloaded to NVMe. Begin in another folder (--output), with ds_configs/zero3_offload.json where a "
+            "run has to survive a stop"
+        )
 
 
 def _load(engine: parallel.Engine, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     BertConfig,
     DebertaV2Config,
     ElectraConfig,
@@ -94,6 +95,13 @@ def attention_kernel(encoder: EncoderConfig, sequence_length: int, device: torch
 
 
 def positions_available(config: PreTrainedConfig) -> int:
-    """The longest row that a pre-trained model of this config has positions for."""
+    """The longest row that a pre-trained model of this config has positions for.
+
+    RoBERTa and its kin (CamemBERT, MPNet, XLM-R ...) number positions from that of their padding on, which the model's
+    embeddings tell and its config does not.
+    """
     positions = int(getattr(config, "max_position_embeddings", 0) or 10**9)
-    return positions - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta") else positions
+    with torch.device("meta"):
+        modules = AutoModel.from_config(config).named_modules()
+    padded = (getattr(module, "padding_idx", None) for name, module in modules if name.endswith("position_embeddings"))
+    return positions - max((padding for padding in padded if padding is not None), default=-1) - 1

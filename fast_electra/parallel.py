@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def start(patience_minutes: float = 30.0) -> None:
     by_srun = {} if "RANK" in os.environ else slurm.rendezvous(os.environ)
     if "RANK" not in os.environ:
         os.environ |= by_srun or alone | {"MASTER_PORT": str(_free_port())}
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if local_rank() == 0:
         for lock in operator_builds.release_abandoned():
             print(f"removed {lock}: the start that was building this operator was killed", flush=True)  # noqa: T201
     deepspeed.init_distributed(timeout=timedelta(minutes=patience_minutes), verbose=False)
@@ -52,7 +53,7 @@ def start(patience_minutes: float = 30.0) -> None:
         cores = os.environ.get("SLURM_CPUS_PER_TASK") if by_srun else None
         torch.set_num_threads(int(cores or 0) or max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     else:
-        torch.cuda.set_device(device())
+        get_accelerator().set_device(local_rank())
 
 
 def stop() -> None:
@@ -82,16 +83,32 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
 
 
+def local_rank() -> int:
+    """This process's number on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def device() -> torch.device:
-    """Where this process computes."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """Where this process computes: DeepSpeed says (DS_ACCELERATOR, or what it finds)."""
+    kind = get_accelerator().device_name()
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, local_rank())
 
 
 def barrier() -> None:
     """Wait for all processes."""
     dist.barrier()
+
+
+@contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """The first process of each machine goes through alone, the others after it: what it fetched is cached by then."""
+    if local_rank() != 0:
+        barrier()
+    try:
+        yield
+    finally:
+        if local_rank() == 0:
+            barrier()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

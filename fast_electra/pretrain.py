@@ -7,11 +7,13 @@ saves: all processes at the same step.
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from fast_electra import (
@@ -80,6 +82,7 @@ def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> d
 def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict[str, Any]:
     """The same in a folder that is claimed and not done."""
     watchdog.begin("reading and verifying the corpora")
+    began = psutil.Process().create_time()
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
     if config.needs_auxiliary and not config.auxiliary:
@@ -87,10 +90,11 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
         made = pretrain(config.for_auxiliary(), settings)
         if "export" not in made:
             return made
-        config = dataclasses.replace(config, auxiliary=made["export"])
+        config, began = dataclasses.replace(config, auxiliary=made["export"]), time.time()
     watchdog.begin("building the model")
     setup_run.stop_if_preempted()
     run = setup_run.build(config, settings, batches)
+    run.began = began
     watchdog.begin("reading the checkpoint")
     run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints", run.generator)
     setup_run.stop_if_preempted()
@@ -224,7 +228,7 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
     folders = {name: Path(config.output) / name for name in exported}
     differences = {name: export(run.engine, run.tokenizer, folders[name], each) for name, each in exported.items()}
     tokens = run.position.rows_seen * config.data.sequence_length
-    tokens_per_second = tokens / max(run.position.seconds, 1e-9)
+    tokens_per_second = progress.tokens_per_second(run.position.step, run.position.seconds)
     first, last = run.objective.progress(0.0), run.objective.progress((config.run.steps - 1) / config.run.steps)
     summary = {
         "recipe": config.recipe,
@@ -234,6 +238,7 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         **{f"{name}_end": value for name, value in last.items()},
         "steps": run.position.step,
         "tokens": tokens,
+        "startup_seconds": progress.startup_seconds,
         "seconds": run.position.seconds,
         "tokens_per_second": tokens_per_second,
         "flops_per_token": run.flops_per_token,

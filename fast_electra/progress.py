@@ -1,7 +1,7 @@
 """What a run says of itself: a progress bar with the time left, metrics.jsonl, DeepSpeed's monitors.
 
-Counts pile up on the device and are fetched only when a row is due. The clock stops for evaluation and saving, so
-that tokens/s is that of training.
+Counts pile up on the device and are fetched only when a row is due. The clock stops for evaluation and saving, and
+the first update of a start, which warms up, counts in no tokens/s: it is that of training.
 """
 
 import resource
@@ -24,7 +24,7 @@ from fast_electra.watchdog import LONG, Watchdog
 
 def peak_memory_gib() -> float:
     """The most memory so far: allocated on the GPU, or resident in this process on a CPU."""
-    if torch.cuda.is_available():
+    if parallel.device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -34,11 +34,13 @@ class Progress:
 
     def __init__(self, run: Run, watchdog: Watchdog) -> None:
         self.run, self.config = run, run.config
+        self.startup_seconds: float | None = None  # to the end of this start's first update, once that is made
         self.speaks = parallel.rank() == 0
         self.seconds, self._resumed_at = run.position.seconds, time.perf_counter()
         self._counts: Tensor | None = None
         self._update_counts: Tensor | None = None
-        self._logged_step, self._logged_seconds = run.position.step, self.seconds
+        self._logged = (run.position.step, self.seconds)
+        self._warm: tuple[int, float] | None = None
         self.log = MetricsLog(self.config.output, run.position.step) if self.speaks else None
         self.watchdog = watchdog
         self.health = Health(run, self.log.kept if self.log is not None else [])
@@ -63,11 +65,21 @@ class Progress:
             assert self._update_counts is not None
             self._counts = _plus(self._counts, self._update_counts)
         self._update_counts = None
+        if self._warm is None:
+            self._warm = (self.run.position.step + 1, self.elapsed())
+            self.startup_seconds = time.time() - self.run.began
         self.watchdog.begin(f"training after step {self.run.position.step + 1:,}")
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts of the run, pauses left out."""
         return self.seconds + time.perf_counter() - self._resumed_at
+
+    def tokens_per_second(self, step: int, seconds: float, since: tuple[int, float] = (0, 0.0)) -> float:
+        """From (step, seconds) `since` to these; this start's first update is left out, unless it is the only one."""
+        if self._warm is not None and since[0] < self._warm[0] < step:
+            since = self._warm
+        tokens = (step - since[0]) * self.config.run.batch_rows * self.config.data.sequence_length
+        return tokens / max(seconds - since[1], 1e-9)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -101,9 +113,8 @@ class Progress:
             self.health.look(report)
         gradient_norm = float(run.engine.get_global_grad_norm() or 0.0)
         seconds = self.elapsed()
-        tokens = (step - self._logged_step) * config.run.batch_rows * config.data.sequence_length
-        tokens_per_second = tokens / (seconds - self._logged_seconds)
-        self._counts, self._logged_step, self._logged_seconds = None, step, seconds
+        tokens_per_second = self.tokens_per_second(step, seconds, self._logged)
+        self._counts, self._logged = None, (step, seconds)
         self.write(
             {
                 "step": step,

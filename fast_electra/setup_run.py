@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,7 +48,10 @@ _CHECKPOINT_BYTES_PER_WEIGHT, _EXPORT_BYTES_PER_WEIGHT = 14, 4
 
 @dataclass
 class Run:
-    """Everything the loop uses, and where it is. `generator` is an engine of its own, which few objectives have."""
+    """Everything the loop uses, where it is, and when this start began (as `time.time()` gives it).
+
+    `generator` is an engine of its own, which few objectives have.
+    """
 
     config: Config
     batches: Batches
@@ -59,6 +63,7 @@ class Run:
     peak_flops: float
     pairs: list[blimp.Pair] = field(default_factory=list)
     position: Position = START
+    began: float = field(default_factory=time.time)
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -262,7 +267,8 @@ def open_auxiliary(
     config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
 ) -> tuple[auxiliary.Auxiliary, PreTrainedModel, dict[str, Any]]:
     """The auxiliary model in its engine, the stock model in it, and what the gate, which it has passed, measured."""
-    model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, dtype_of(config))
+    with parallel.first_on_each_machine():
+        model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, dtype_of(config))
     engine = parallel.inference_engine(auxiliary.MaskedLM(model), dtype_of(config))
     frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)
     rows = min(GATE_ROWS, batches.num_held_out)

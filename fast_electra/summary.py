@@ -14,6 +14,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['seconds']:.0f} s on {summary['num_processes']} process(es)",
         f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%} of the "
         f"{summary['measured_peak_tflops']:.2f} TFLOP/s that a {summary['dtype']} matrix product reached in this run",
+        *_startup(summary),
         f"  peak memory  {summary['peak_memory_gib']:.2f} GiB",
         f"  model        {summary['export']} (logits within {summary['export_logit_difference']:.1e} of the engine's)",
         "",
@@ -22,6 +23,11 @@ def describe(summary: dict[str, Any]) -> str:
         f'    model = {summary["model_class"]}.from_pretrained("{summary["export"]}")',
     ]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _startup(summary: dict[str, Any]) -> list[str]:
+    seconds = summary.get("startup_seconds")
+    return [] if seconds is None else [f"  start-up     {seconds:.1f} s to the end of the first step"]
 
 
 def stopped(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from scipy import stats
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     ElectraConfig,
     ElectraForPreTraining,
@@ -180,6 +181,14 @@ def test_a_model_without_a_tokenizer_beside_it_is_refused(tmp_path, tiny_tokeniz
     AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no tokenizer beside its weights"):
         auxiliary.load(str(tmp_path), tiny_tokenizer, 32, torch.bfloat16)
+
+
+def test_positions_counted_from_padding_on_are_not_all_there_for_rows(tmp_path, tiny_tokenizer):
+    sizes = SIZES | {"vocab_size": len(tiny_tokenizer), "pad_token_id": tiny_tokenizer.pad_token_id}
+    AutoModelForMaskedLM.from_config(CamembertConfig(**sizes)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"sequence_length = 64: .* has {63 - tiny_tokenizer.pad_token_id} positions"):
+        auxiliary.load(str(tmp_path), tiny_tokenizer, 64, torch.bfloat16)
 
 
 def test_rows_longer_than_its_positions_are_refused(saved, tiny_tokenizer):

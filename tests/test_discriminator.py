@@ -1,7 +1,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForTokenClassification, ElectraForPreTraining
+from transformers import (
+    AutoModel,
+    AutoModelForTokenClassification,
+    BertConfig,
+    CamembertConfig,
+    ElectraForPreTraining,
+    LongformerConfig,
+    MPNetConfig,
+    XLMRobertaConfig,
+)
 
 from fast_electra import discriminator
 from fast_electra.config import EncoderConfig
@@ -27,6 +36,16 @@ def test_every_encoder_type_gives_a_logit_per_token_from_its_stock_class(kind, t
     assert logits.shape == (3, 16)
     assert loss.shape == ()
     assert positions_available(model.config) == 64
+
+
+@pytest.mark.parametrize("kind", [CamembertConfig, MPNetConfig, XLMRobertaConfig, LongformerConfig, BertConfig])
+def test_a_model_takes_as_many_tokens_as_it_has_positions_and_no_more(kind):
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+    config = kind(vocab_size=64, max_position_embeddings=40, pad_token_id=1, **sizes)
+    model, longest = AutoModel.from_config(config).eval(), positions_available(config)
+    model(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
 
 
 def test_the_loss_is_the_mean_over_all_tokens_that_are_not_padding(tiny_tokenizer):

@@ -123,8 +123,9 @@ def test_new_weights_do_not_depend_on_the_zero_stage(build, model_type, tiny_tok
     assert [name for name in whole if not torch.equal(whole[name], split[name])] == []
 
 
-def test_a_frozen_model_answers_the_same_before_and_after_zero_3_was_used(tiny_tokenizer):
+def test_a_frozen_model_answers_the_same_before_and_after_zero_3_was_used(tiny_tokenizer, monkeypatch):
     parallel.start()
+    monkeypatch.setattr(torch.nn.functional, "linear", parallel._TORCHS_LINEAR)  # other tests used ZeRO-3
     config = replace(recipes.get("demo"), run=replace(recipes.get("demo").run, dtype="bfloat16"))
     model = build_masked_lm(transformers_config(config.encoder, tiny_tokenizer), "eager", torch.bfloat16)
     torch.nn.init.normal_(model.get_output_embeddings().bias)
@@ -154,3 +155,60 @@ def test_rotary_frequencies_stay_in_float32(stage, tiny_corpus):
         assert {buffer.dtype for buffer in frequencies} == {torch.float32}
     assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
     engine.destroy()
+
+
+def test_deepspeeds_accelerator_says_where_a_process_computes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parallel.device() == torch.device("cpu"), "DS_ACCELERATOR=cpu"
+
+    class Gpu:
+        def device_name(self):
+            return "cuda"
+
+    monkeypatch.setattr(parallel, "get_accelerator", Gpu)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parallel.device() == torch.device("cuda", 3)
+
+
+FETCH = """
+import sys, time
+from pathlib import Path
+from fast_electra import parallel
+
+cache = Path(sys.argv[-1])
+
+def fetch():
+    if not cache.exists():
+        print(f"rank {parallel.rank()} fetches", flush=True)
+        time.sleep(2)
+        if cache.name == "refused":
+            raise ValueError(f"rank {parallel.rank()} was refused")
+        cache.touch()
+
+parallel.start()
+try:
+    with parallel.first_on_each_machine():
+        fetch()
+except ValueError as error:
+    print(error, flush=True)
+parallel.stop()
+"""
+
+
+@pytest.mark.parametrize(("name", "lines"), [("model", 1), ("refused", 4)])
+def test_one_process_of_a_machine_fetches_and_the_others_find_it_cached(name, lines, tmp_path):
+    (tmp_path / "fetch.py").write_text(FETCH)
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29873", "fetch.py"]
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [*command, str(tmp_path / name)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    said = re.findall(r"rank \d (?:fetches|was refused)", done.stdout)
+    assert said[0] == "rank 0 fetches"
+    assert len(said) == lines, "a refusal of the first leaves none waiting"
