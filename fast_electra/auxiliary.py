@@ -18,9 +18,11 @@ import xxhash
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fast_electra import separation
 from fast_electra import tokenizer as tokenizers
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.encoder import positions_available, with_new_weights
+from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
 
 LOGITS_BUDGET_MIB, MOST_ROWS = 256, 256
@@ -39,11 +41,12 @@ class MaskedLM(nn.Module):
         self.model = model
         self._positions: Tensor | None = None
         model.base_model.register_forward_hook(self._gather)
+        separation.prepare(model)
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, position_ids: Tensor = WHOLE_ROWS) -> Tensor:
         """Vocabulary logits (B, N, V) at `positions` (B, N) of `input_ids` (B, T), which hold [MASK] there."""
         self._positions = positions
-        return self.model(input_ids=input_ids).logits
+        return self.model(input_ids=input_ids, **separation.inputs(self.model, position_ids)).logits
 
     def _gather(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         assert self._positions is not None
@@ -78,11 +81,11 @@ def draw(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
 
 
 class Auxiliary:
-    """The frozen model behind `predict(input_ids, positions) -> logits (B, N, V)`, with the tokens it may sample."""
+    """The frozen model and the tokens it may sample: `predict(input_ids, positions, position_ids)` -> (B, N, V)."""
 
     def __init__(
         self,
-        predict: Callable[[Tensor, Tensor], Tensor],
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
     ) -> None:
@@ -100,7 +103,8 @@ class Auxiliary:
         self.special_ids = self.special_ids.to(masked.device)  # moves once
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))
-            logits = self.predict(masked[rows], batch.positions[rows])[..., : self.vocab_size].float()
+            logits = self.predict(masked[rows], batch.positions[rows], batch.position_ids[rows])
+            logits = logits[..., : self.vocab_size].float()
             yield rows, logits.index_fill(-1, self.special_ids, -torch.inf)
 
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:

@@ -19,6 +19,7 @@ from fast_electra.config import DataConfig, require
 from fast_electra.corpus import Corpus, require_known_ids
 from fast_electra.masking import masked_positions
 from fast_electra.randomness import permute
+from fast_electra.separation import WHOLE_ROWS, places
 
 _PERIOD = 4096
 
@@ -26,21 +27,22 @@ _PERIOD = 4096
 class MaskedBatch(NamedTuple):
     """Original tokens `input_ids` (B, T), sorted masked `positions` (B, N), and the key of each row, `rows` (B,).
 
-    The keys stay on the host, which hashes them and looks rows up by them.
+    The keys stay on the host, which hashes them and looks rows up by them. `position_ids` (B, T), each token's place in
+    its document, keep documents apart (separation.py).
     """
 
     input_ids: Tensor
     positions: Tensor
     rows: Tensor
+    position_ids: Tensor = WHOLE_ROWS
 
     def to(self, device: torch.device) -> "MaskedBatch":
-        """The batch with its tokens and positions where it is computed on; nothing waits for them."""
-        input_ids, positions = (each.to(device, non_blocking=True) for each in (self.input_ids, self.positions))
-        return MaskedBatch(input_ids, positions, self.rows)
+        """The batch where it is computed on, but for its keys; nothing waits for it."""
+        return MaskedBatch(*(each.to(device, non_blocking=True) for each in self))._replace(rows=self.rows)
 
     def pinned(self) -> "MaskedBatch":
         """The batch in page-locked memory, from which a GPU copies while both go on."""
-        return MaskedBatch(self.input_ids.pin_memory(), self.positions.pin_memory(), self.rows)
+        return MaskedBatch(*(each.pin_memory() for each in self))._replace(rows=self.rows)
 
 
 class Batches:
@@ -122,7 +124,10 @@ class Batches:
             input_ids[mine, 1:] = corpus.tokens[place]
             require_known_ids(input_ids[mine, 1:], self.vocab_size, corpus.path, f"near token {place[0, 0]:,}")
         positions = masked_positions(input_ids, keys, self.data.num_masked, self.seed, self.special_ids)
-        return MaskedBatch(torch.from_numpy(input_ids), torch.from_numpy(positions), torch.from_numpy(keys))
+        batch = MaskedBatch(torch.from_numpy(input_ids), torch.from_numpy(positions), torch.from_numpy(keys))
+        if self.data.separate_documents:
+            return batch._replace(position_ids=torch.from_numpy(places(self.documents(keys))))
+        return batch
 
     def documents(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number, within its corpus, of the document that each token (B, T) belongs to; [CLS] joins the first."""
@@ -131,6 +136,16 @@ class Batches:
             numbers[mine, 1:] = np.searchsorted(corpus.document_starts, place, side="right") - 1
         numbers[:, 0] = numbers[:, 1]
         return numbers
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """How many tokens of one document stand together in a row, for each document in each row, [CLS] counted."""
+        length, lengths = self.data.sequence_length, []
+        for corpus in self.corpora:
+            num_rows = corpus.num_tokens // (length - 1)
+            rows = np.arange(num_rows + 1) * (length - 1)
+            begins = np.union1d(rows, corpus.document_starts[corpus.document_starts < rows[-1]])
+            lengths.append(np.diff(begins) + np.isin(begins[:-1], rows))
+        return np.concatenate(lengths)
 
     def _places(self, keys: NDArray[np.int64]) -> Iterator[tuple[Corpus, NDArray[np.bool_], NDArray[np.int64]]]:
         """For each corpus: which of the keys are its rows, and where in its token stream they lie (b, T - 1)."""

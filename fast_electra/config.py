@@ -5,6 +5,7 @@ derived from other fields is a property, never a field, so that no two fields ca
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,20 @@ def require(condition: bool, name: str, value: Any, remedy: str) -> None:
         raise ValueError(f"{name} = {value!r}: {remedy}")
 
 
+def require_each(section: str, settings: Any, names: Iterable[str], holds: Callable[[Any], bool], remedy: str) -> None:
+    """`require` that the named settings of a section hold."""
+    for name in names:
+        value = getattr(settings, name)
+        require(holds(value), f"{section}.{name}", value, remedy)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Rows and masks. `vocab_size` is used only when a tokenizer is trained for the built-in documentation.
 
     `num_draws` masks are drawn for a row, one for each pass over the corpus, before they come round again; 0 for new
-    ones in every pass, or, with the objective `replay`, as many as are stored.
+    ones in every pass, or, with the objective `replay`, as many as are stored. `separate_documents` has no token attend
+    to another document of its row, in all models, and positions begin anew in each.
     """
 
     sequence_length: int = 512
@@ -39,6 +48,7 @@ class DataConfig:
     vocab_size: int = 32_000
     verify: bool = True
     num_draws: int = 0
+    separate_documents: bool = False
 
     def __post_init__(self) -> None:
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "give at least 8 tokens a row")
@@ -79,24 +89,14 @@ class EncoderConfig:
         require(
             self.model_type in ENCODER_TYPES, "encoder.model_type", self.model_type, f"choose one of {ENCODER_TYPES}"
         )
-        for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions"):
-            require(
-                getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "give a whole number of at least 1"
-            )
-        require(
-            self.hidden_size % self.num_heads == 0,
-            "encoder.num_heads",
-            self.num_heads,
-            f"it must divide the hidden size {self.hidden_size}",
-        )
-        for name in ("dropout", "attention_dropout"):
-            require(0 <= getattr(self, name) < 1, f"encoder.{name}", getattr(self, name), "give a share from 0 up to 1")
-        require(
-            self.attention in ("auto", "sdpa", "eager"),
-            "encoder.attention",
-            self.attention,
-            "choose auto, sdpa (fused) or eager (plain matrix products)",
-        )
+        sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
+        require_each("encoder", self, sizes, lambda size: size >= 1, "give a whole number of at least 1")
+        remedy = f"it must divide the hidden size {self.hidden_size}"
+        require(self.hidden_size % self.num_heads == 0, "encoder.num_heads", self.num_heads, remedy)
+        shares = ("dropout", "attention_dropout")
+        require_each("encoder", self, shares, lambda share: 0 <= share < 1, "give a share from 0 up to 1")
+        remedy = "choose auto, sdpa (fused) or eager (plain matrix products)"
+        require(self.attention in ("auto", "sdpa", "eager"), "encoder.attention", self.attention, remedy)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class GeneratorConfig:
     learning_rate_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(value > 0, f"generator.{name}", value, "give a number above 0")
+        require_each("generator", self, vars(self), lambda value: value > 0, "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,8 @@ class TemperatureConfig:
 
     def __post_init__(self) -> None:
         require(self.schedule in SCHEDULES, "temperature.schedule", self.schedule, f"choose one of {SCHEDULES}")
-        for name in ("initial", "final", "tau", "power"):
-            require(getattr(self, name) > 0, f"temperature.{name}", getattr(self, name), "give a number above 0")
+        numbers = ("initial", "final", "tau", "power")
+        require_each("temperature", self, numbers, lambda value: value > 0, "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -204,12 +203,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         rhythm = ("log_every", "evaluate_every", "save_every", "keep_checkpoints")
-        for name in ("steps", "batch_rows", "micro_batch_rows", *rhythm):
-            require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "give a whole number of at least 1")
+        counts = ("steps", "batch_rows", "micro_batch_rows", *rhythm)
+        require_each("run", self, counts, lambda count: count >= 1, "give a whole number of at least 1")
         require(self.dtype in DTYPES, "run.dtype", self.dtype, f"choose one of {DTYPES}")
         require(self.on_nan in ("stop", "skip"), "run.on_nan", self.on_nan, "choose stop or skip")
-        for name in ("max_skipped", "floor_patience", "spike_deviations", "hang_minutes", "keep_every", "blimp_pairs"):
-            require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "give 0 or more")
+        limits = ("max_skipped", "floor_patience", "spike_deviations", "hang_minutes", "keep_every", "blimp_pairs")
+        require_each("run", self, limits, lambda limit: limit >= 0, "give 0 or more")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fast_electra.discriminator import ReplacedTokenDetection
 from fast_electra.divergence import broken_throughout
 from fast_electra.joint import Joint, generator_counts, sample
 from fast_electra.objectives import MaskedLMLoss, corrupt, masked_lm_inputs
+from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
 
 
@@ -33,6 +34,7 @@ class DecoupledInputs(NamedTuple):
 
     input_ids: Tensor
     labels: Tensor
+    position_ids: Tensor
     generator_counts: Tensor
     generator_logits: Tensor
 
@@ -45,11 +47,16 @@ class DiscriminatorLoss(nn.Module):
         self.discriminator = ReplacedTokenDetection(model)
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, generator_counts: Tensor, generator_logits: Tensor
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        generator_counts: Tensor,
+        generator_logits: Tensor,
     ) -> tuple[Tensor, ...]:
         """The loss and JointOutputs as one flat tuple."""
-        loss, logits = self.discriminator(input_ids, labels)
-        return loss, logits, input_ids, labels, generator_counts, generator_logits
+        loss, logits = self.discriminator(input_ids, labels, position_ids)
+        return loss, logits, input_ids, labels, position_ids, generator_counts, generator_logits
 
 
 class Decoupled(Joint):
@@ -91,7 +98,7 @@ class Decoupled(Joint):
     def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
         """The discriminator's log P(original) of each token; the generator has no part in it."""
         labels, nothing = torch.zeros_like(input_ids, dtype=torch.uint8), torch.empty(0, device=input_ids.device)
-        return discriminator.log_original(module(input_ids, labels, nothing, nothing)[1])
+        return discriminator.log_original(module(input_ids, labels, WHOLE_ROWS, nothing, nothing)[1])
 
     def _corrupted(self, batch: MaskedBatch, loss: Tensor, logits: Tensor) -> DecoupledInputs:
         self.special_ids = self.special_ids.to(logits.device)  # moves once

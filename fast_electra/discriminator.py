@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, ElectraForPreTraining, PreTrainedConfig, PreTrainedModel
 
+from fast_electra import separation
 from fast_electra.encoder import with_new_weights
+from fast_electra.separation import WHOLE_ROWS
 
 
 def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -29,10 +31,11 @@ class ReplacedTokenDetection(nn.Module):
         super().__init__()
         self.model = model
         self.pad_id = model.config.pad_token_id
+        separation.prepare(model)
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor = WHOLE_ROWS) -> tuple[Tensor, Tensor]:
         """Mean loss and the logits (B, T) that tokens `input_ids` (B, T) were replaced; `labels` (B, T) are 1 there."""
-        logits = self.model(input_ids=input_ids).logits
+        logits = self.model(input_ids=input_ids, **separation.inputs(self.model, position_ids)).logits
         logits = logits.squeeze(-1) if logits.dim() == 3 else logits  # (B, T)
         return loss(logits, labels, input_ids != self.pad_id), logits
 

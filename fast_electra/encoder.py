@@ -21,8 +21,10 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import is_torch_flex_attn_available
 
 from fast_electra.config import EncoderConfig
+from fast_electra.separation import FLEX
 
 PLAIN_ATTENTION_TOKENS = 128
 
@@ -85,12 +87,20 @@ def with_new_weights(
     return model
 
 
-def attention_kernel(encoder: EncoderConfig, sequence_length: int, device: torch.device) -> str:
-    """The name transformers gives the attention to use: what the config asks for, or the faster one of the two."""
+def attention_kernel(
+    encoder: EncoderConfig, sequence_length: int, device: torch.device, separate_documents: bool = False
+) -> str:
+    """The name transformers gives the attention to use: what the config asks for, or the fastest one.
+
+    FlexAttention, which alone skips what lies between documents, needs CUDA, heads of 16 and no attention dropout.
+    """
     if encoder.model_type == "deberta-v2":
         return "eager"
     if encoder.attention != "auto":
         return encoder.attention
+    flexible = encoder.attention_dropout == 0 and encoder.hidden_size // encoder.num_heads >= 16
+    if separate_documents and flexible and device.type == "cuda" and is_torch_flex_attn_available():
+        return FLEX
     return "eager" if device.type == "cpu" and sequence_length <= PLAIN_ATTENTION_TOKENS else "sdpa"
 
 

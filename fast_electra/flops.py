@@ -18,7 +18,9 @@ from difflib import get_close_matches
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedConfig
 
@@ -126,13 +128,15 @@ def training_step(  # noqa: PLR0913 (two models, three sizes of a batch)
     sequence_length: int,
     num_masked: int,
     attention: str = "model",
+    document_lengths: NDArray[np.int64] | None = None,
 ) -> Flops:
     """FLOPs of one step (forward and backward) of `objective` over B = batch_rows rows of T = sequence_length tokens.
 
     The LM head runs on N = num_masked positions a row; pass num_masked = sequence_length to count one that runs on all.
     "mlm" trains the one model given, reported in that model's place. "replay", "unigram" and "random" run no auxiliary
     model, and its configuration is not read. `batch_rows` is one micro-batch on one process: DeBERTa projects its table
-    of distances once a pass, whatever the rows. `attention` is explained in `fast_electra.model_flops`.
+    of distances once a pass, whatever the rows. `attention` is explained in `fast_electra.model_flops`. With
+    `document_lengths` (see `attention_share`) only attention within documents counts, on the average over all rows.
 
     Raises ValueError for an unknown objective, a configuration missing or of an unknown type, sizes out of range.
     """
@@ -145,7 +149,12 @@ def training_step(  # noqa: PLR0913 (two models, three sizes of a batch)
 
     def passes(config: PreTrainedConfig, head: Parts) -> Passes:
         sizes = (batch_rows, sequence_length, attention)
-        return Passes(encoder_forward(config, *sizes) | head, encoder_backward(config, *sizes) | twice(head))
+        found = Passes(encoder_forward(config, *sizes) | head, encoder_backward(config, *sizes) | twice(head))
+        if document_lengths is not None:
+            share = attention_share(config, document_lengths, sequence_length)
+            for parts in (found.forward, found.backward):
+                parts["attention_scores"] = round(share * parts["attention_scores"])
+        return found
 
     discriminator = auxiliary = Passes()
     if discriminator_config is not None:
@@ -157,6 +166,18 @@ def training_step(  # noqa: PLR0913 (two models, three sizes of a batch)
         if use == "forward":
             auxiliary = Passes(auxiliary.forward)
     return Flops(batch_rows * sequence_length, discriminator, auxiliary)
+
+
+def attention_share(config: PreTrainedConfig, document_lengths: NDArray[np.int64], sequence_length: int) -> float:
+    """The share of the attention scores' FLOPs that is left when the documents of a row do not see each other.
+
+    `document_lengths` are the parts of whole rows (`Batches.document_lengths`), each counted as if it ran alone:
+    without sliding windows, sum of len^2 / (rows x T^2).
+    """
+    lengths = zip(*np.unique(document_lengths, return_counts=True), strict=True)
+    alone = sum(encoder_forward(config, int(rows), int(length))["attention_scores"] for length, rows in lengths)
+    num_rows = int(document_lengths.sum()) // sequence_length
+    return alone / encoder_forward(config, num_rows, sequence_length)["attention_scores"]
 
 
 def model_flops_per_token(

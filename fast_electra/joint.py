@@ -38,6 +38,7 @@ from fast_electra.config import Config, EncoderConfig
 from fast_electra.discriminator import ReplacedTokenDetection
 from fast_electra.encoder import transformers_config
 from fast_electra.objectives import CorruptedBatch, Exported, MaskedLMLoss, corrupt, masked_lm_inputs
+from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
 
 _GENERATOR_COUNTS = 3
@@ -113,11 +114,12 @@ class JointInputs(NamedTuple):
     input_ids: Tensor
     positions: Tensor
     rows: Tensor
+    position_ids: Tensor
     uniforms: Tensor
 
 
 class JointOutputs(NamedTuple):
-    """Discriminator `logits` (B, T), the corrupted `input_ids` and `labels` (B, T) it saw, and the generator's part.
+    """Discriminator `logits` (B, T), the fields of the CorruptedBatch that it saw, and the generator's part.
 
     `generator_counts` (3,) are metrics.mlm_counts; `generator_logits` (B, N, V) are empty in training, where nothing
     reads them and they would only hold memory.
@@ -126,6 +128,7 @@ class JointOutputs(NamedTuple):
     logits: Tensor
     input_ids: Tensor
     labels: Tensor
+    position_ids: Tensor
     generator_counts: Tensor
     generator_logits: Tensor
 
@@ -141,7 +144,9 @@ class JointLoss(nn.Module):
         self.weight, self.mask_id = weight, special[0]
         self.register_buffer("special_ids", torch.tensor(special), persistent=False)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, rows: Tensor, position_ids: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, ...]:
         """The loss and JointOutputs as one flat tuple.
 
         Without masked positions (N = 0) there is nothing to generate: the discriminator's loss on the tokens as they
@@ -149,9 +154,9 @@ class JointLoss(nn.Module):
         """
         if positions.shape[1] == 0:
             return self.discriminator(input_ids, torch.zeros_like(input_ids, dtype=torch.uint8))
-        batch = MaskedBatch(input_ids, positions, rows)
-        masked, positions, targets = masked_lm_inputs(batch, self.mask_id)
-        logits = self.generator(masked, positions)  # (B, N, V)
+        batch = MaskedBatch(input_ids, positions, rows, position_ids)
+        masked, positions, targets, _ = masked_lm_inputs(batch, self.mask_id)
+        logits = self.generator(masked, positions, position_ids)  # (B, N, V)
         mlm = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         logits = logits.detach()
         corrupted = corrupt(batch, sample(logits, uniforms, self.special_ids))
@@ -213,7 +218,8 @@ class Joint:
     def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
         """The discriminator's log P(original) of each token."""
         nothing = input_ids.new_empty(len(input_ids), 0)
-        logits = module(input_ids, nothing, input_ids.new_empty(len(input_ids)), nothing.double())[1]
+        rows = input_ids.new_empty(len(input_ids))
+        logits = module(input_ids, nothing, rows, WHOLE_ROWS, nothing.double())[1]
         return discriminator.log_original(logits)
 
     def progress(self, u: float) -> dict[str, float]:
@@ -227,7 +233,8 @@ class Joint:
         if isinstance(embedding, DisentangledEmbedding):
             name = next(name for name, each in model.named_modules() if each is embedding)
             added = (f"{name}.weight", generator.get_input_embeddings())
-        corrupted, masked = CorruptedBatch(of.input_ids, of.labels), masked_lm_inputs(batch, self.mask_id)
+        corrupted = CorruptedBatch(of.input_ids, of.labels, of.position_ids)
+        masked = masked_lm_inputs(batch, self.mask_id)
         return {
             "export": Exported(model, ReplacedTokenDetection, corrupted, of.logits, added),
             "generator": Exported(generator, MaskedLMLoss, masked, of.generator_logits),

@@ -19,6 +19,7 @@ from fast_electra import discriminator, metrics
 from fast_electra.auxiliary import MaskedLM, build_masked_lm, mask_out
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import TemperatureConfig
+from fast_electra.separation import WHOLE_ROWS
 from fast_electra.temperature import temperature
 
 
@@ -85,16 +86,20 @@ def pseudo_log_likelihood(module: Any, input_ids: Tensor, special_ids: Tensor) -
 
 
 class CorruptedBatch(NamedTuple):
-    """`input_ids` (B, T) with the samples in place and `labels` (B, T), 1 where a token differs from the original."""
+    """`input_ids` (B, T) with the samples in place and `labels` (B, T), 1 where a token differs from the original.
+
+    `position_ids` are the MaskedBatch's.
+    """
 
     input_ids: Tensor
     labels: Tensor
+    position_ids: Tensor = WHOLE_ROWS
 
 
 def corrupt(batch: MaskedBatch, samples: Tensor) -> CorruptedBatch:
     """Put `samples` (B, N) at the batch's masked positions."""
     input_ids = batch.input_ids.scatter(1, batch.positions, samples)
-    return CorruptedBatch(input_ids, (input_ids != batch.input_ids).to(torch.uint8))
+    return CorruptedBatch(input_ids, (input_ids != batch.input_ids).to(torch.uint8), batch.position_ids)
 
 
 class Sampler(Protocol):
@@ -156,16 +161,21 @@ class Frozen:
 
 
 class MaskedLMInputs(NamedTuple):
-    """Tokens (B, T) with [MASK] in place, the masked `positions` (B, N) and the original tokens there (B, N)."""
+    """Tokens (B, T) with [MASK] in place, the masked `positions` (B, N) and the original tokens there (B, N).
+
+    `position_ids` are the MaskedBatch's.
+    """
 
     input_ids: Tensor
     positions: Tensor
     targets: Tensor
+    position_ids: Tensor = WHOLE_ROWS
 
 
 def masked_lm_inputs(batch: MaskedBatch, mask_id: int) -> MaskedLMInputs:
     """What a masked LM learns from `batch`."""
-    return MaskedLMInputs(mask_out(batch, mask_id), batch.positions, batch.input_ids.gather(1, batch.positions))
+    targets = batch.input_ids.gather(1, batch.positions)
+    return MaskedLMInputs(mask_out(batch, mask_id), batch.positions, targets, batch.position_ids)
 
 
 class MaskedLMLoss(nn.Module):
@@ -180,9 +190,11 @@ class MaskedLMLoss(nn.Module):
         """The stock model inside."""
         return self.lm.model
 
-    def forward(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, targets: Tensor, position_ids: Tensor = WHOLE_ROWS
+    ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (float32) and the logits (B, N, V)."""
-        logits = self.lm(input_ids, positions)
+        logits = self.lm(input_ids, positions, position_ids)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), logits
 
 

@@ -60,6 +60,7 @@ class Provenance:
     num_rows: int
     num_draws: int
     rows_per_shard: int
+    separate_documents: bool = False
     format: int = FORMAT
 
     @property
@@ -249,7 +250,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     provenance = content.get("provenance")
     if not isinstance(provenance, dict) or "format" not in provenance:
         raise ValueError(f"{str(path)!r} is broken: it does not say what its replacement paths are of. {_REMEDY}")
-    return content, provenance
+    content["provenance"] = {"separate_documents": False} | provenance  # as it was before there was a choice
+    return content, content["provenance"]
 
 
 def _provenance(path: Path, manifest: dict[str, Any]) -> Provenance:

@@ -47,6 +47,7 @@ def identity(batches: Batches) -> dict[str, Any]:
         "vocab_size": len(opened[0].tokenizer),
         "seed": batches.seed,
         "num_rows": batches.num_rows,
+        "separate_documents": data.separate_documents,
     }
 
 

@@ -1,7 +1,6 @@
 """From a config to a run ready to train: corpora verified, the auxiliary model through its gate, the engine built."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +26,9 @@ from fast_electra import (
     precision,
     preemption,
     replay,
+    run_flops,
     run_folder,
+    separation,
 )
 from fast_electra import corpus as corpora
 from fast_electra.batches import Batches
@@ -36,9 +37,9 @@ from fast_electra.config import Config, TemperatureConfig
 from fast_electra.decoupled import Decoupled
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.joint import Joint
-from fast_electra.model_flops import FAMILIES
 from fast_electra.objectives import Objective
 from fast_electra.parallel import on_rank_zero
+from fast_electra.separation import FLEX
 from fast_electra.statistic import Statistic, unigram
 
 GATE_ROWS = 256
@@ -146,6 +147,10 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     if isinstance(objective, Decoupled):
         objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module)
         generator, num_weights = objective.generator, num_weights + more
+    micro_batch_rows = engine.train_micro_batch_size_per_gpu()
+    flops_per_token, separated = run_flops.counted(
+        config, batches, (shape, auxiliary_shape), micro_batch_rows, _attention(config)
+    )
     return Run(
         config,
         batches,
@@ -153,10 +158,10 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         objective,
         engine,
         generator,
-        _flops_per_token(config, shape, auxiliary_shape, engine.train_micro_batch_size_per_gpu()),
+        flops_per_token,
         peak_flops=float(parallel.sum_over_processes(_matrix_product_flops(dtype_of(config)))),
         pairs=_pairs(config),
-        facts=facts | {"weights": num_weights},
+        facts=facts | separated | {"weights": num_weights},
     )
 
 
@@ -174,20 +179,10 @@ def _identity(batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
     return identity | {name: facts[name] for name in ("auxiliary_weights",) if name in facts}
 
 
-def _flops_per_token(
-    config: Config, shape: PreTrainedConfig, auxiliary_shape: PreTrainedConfig | None, micro_batch_rows: int
-) -> float:
-    """Model FLOPs for each token of a step; NaN, and MFU with it, for an auxiliary model of a type not counted."""
-    if auxiliary_shape is not None and auxiliary_shape.model_type not in FAMILIES:
-        return math.nan
-    return flops.model_flops_per_token(
-        config.objective,
-        shape,
-        auxiliary_shape,
-        batch_rows=micro_batch_rows,
-        sequence_length=config.data.sequence_length,
-        num_masked=config.data.num_masked,
-    )
+def _attention(config: Config) -> str:
+    """The name of the attention that the trained models compute with."""
+    length, separate = config.data.sequence_length, config.data.separate_documents
+    return attention_kernel(config.encoder, length, parallel.device(), separate)
 
 
 def _unmonitored(settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,11 +194,10 @@ def _engine(
     config: Config, settings: dict[str, Any], make: Callable[[str, torch.dtype], nn.Module]
 ) -> tuple[parallel.Engine, int]:
     """The training engine around the module that `make` builds, and the number of weights in it."""
-    attention = attention_kernel(config.encoder, config.data.sequence_length, parallel.device())
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
-        module = make(attention, dtype_of(config))
+        module = make(_attention(config), dtype_of(config))
     num_weights = parallel.num_weights(module)
     kept = config.run.keep_checkpoints + (config.run.steps // config.run.keep_every if config.run.keep_every else 0)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (kept + 1)
@@ -269,6 +263,10 @@ def open_auxiliary(
     """The auxiliary model in its engine, the stock model in it, and what the gate, which it has passed, measured."""
     with parallel.first_on_each_machine():
         model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, dtype_of(config))
+    if config.data.separate_documents:
+        separation.require_separable(model.config, f"the auxiliary model {config.auxiliary!r}")
+        if _attention(config) == FLEX and model._supports_flex_attn:
+            model.set_attn_implementation(FLEX)
     engine = parallel.inference_engine(auxiliary.MaskedLM(model), dtype_of(config))
     frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)
     rows = min(GATE_ROWS, batches.num_held_out)

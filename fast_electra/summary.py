@@ -15,6 +15,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%} of the "
         f"{summary['measured_peak_tflops']:.2f} TFLOP/s that a {summary['dtype']} matrix product reached in this run",
         *_startup(summary),
+        *_separated(summary),
         f"  peak memory  {summary['peak_memory_gib']:.2f} GiB",
         f"  model        {summary['export']} (logits within {summary['export_logit_difference']:.1e} of the engine's)",
         "",
@@ -62,6 +63,18 @@ def _discriminator(summary: dict[str, Any]) -> list[str]:
             f"{summary['generator_accuracy']:.1%} of masked tokens; give it to --auxiliary of another run"
         )
     return lines
+
+
+def _separated(summary: dict[str, Any]) -> list[str]:
+    """What keeping documents apart would save, and whether the kernel saved it."""
+    if "separated_attention_share" not in summary:
+        return []
+    skipped = "left out by FlexAttention, and not counted in MFU"
+    done = skipped if summary["separation_skips"] else "computed all the same under a block mask, and counted in MFU"
+    return [
+        f"  documents    kept apart: {summary['separated_attention_share']:.1%} of attention's products lie within "
+        f"documents, {summary['separated_flops_share']:.1%} of all FLOPs; the rest is {done}"
+    ]
 
 
 def _masked_lm(summary: dict[str, Any]) -> list[str]:

@@ -7,10 +7,10 @@ PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
     randomness precision json_file config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
-    masking batches blimp
+    masking separation batches blimp
     divergence temperature encoder statistic auxiliary gumbel replacements replacement_codec replacement_store
     discriminator metrics objectives joint decoupled replay trained
-    optim model_flops paper_flops flops deepspeed_config run_state run_folder command_line summary
+    optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder command_line summary
     slurm preemption failure watchdog operator_builds injection parallel auxiliary_engine
     checkpoint export setup_run precompute
     health progress pretrain status row_text
