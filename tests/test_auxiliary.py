@@ -105,7 +105,7 @@ def auxiliary_of(model, tokenizer):
 def test_the_model_sees_masks_and_the_samples_are_ordinary_tokens(tiny_tokenizer, batch):
     seen = []
 
-    def predict(input_ids, positions):
+    def predict(input_ids, positions, _position_ids):
         seen.append(input_ids)
         return torch.zeros(*positions.shape, len(tiny_tokenizer))
 
@@ -211,7 +211,7 @@ def test_accuracy_counts_hits_and_the_most_frequent_token(tiny_tokenizer, batch)
     targets = batch.input_ids.gather(1, batch.positions)
     always = int(targets[0, 0])
 
-    def predict(input_ids, positions):
+    def predict(input_ids, positions, _position_ids):
         return torch.nn.functional.one_hot(torch.full(positions.shape, always), len(tiny_tokenizer)).float()
 
     accuracy, most_frequent, total = Auxiliary(predict, tiny_tokenizer, 0).accuracy(Held(), 6, torch.device("cpu"))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -111,6 +112,27 @@ def test_document_numbers_follow_the_corpus_index(batches):
             assert starts[number] <= place
             assert number + 1 == len(starts) or place < starts[number + 1]
         assert line[0] == line[1]
+
+
+def test_positions_restart_where_a_document_begins_whatever_the_batch(batches):
+    assert batches.training(0, 4).position_ids.numel() == 0
+    apart = Batches([(corpus(15 * 300 + 7), 1.0)], replace(DATA, separate_documents=True), seed=0)
+    whole, parts = apart.training(280, 32), [apart.training(280 + first, 8) for first in range(0, 32, 8)]
+    assert torch.equal(whole.position_ids, torch.cat([part.position_ids for part in parts]))
+    assert torch.equal(whole.input_ids, batches.training(280, 32).input_ids)
+    starts = apart.corpora[0].document_starts
+    for row, found in zip((whole.rows % 300).tolist(), whole.position_ids.tolist(), strict=True):
+        begins = [0, *(1 + starts[(starts > 15 * row) & (starts < 15 * row + 15)] - 15 * row)]
+        assert found == [place - max(begin for begin in begins if begin <= place) for place in range(LENGTH)]
+
+
+def test_document_lengths_are_those_of_the_rows():
+    apart = replace(DATA, separate_documents=True)
+    batches = Batches([(corpus(15 * 300 + 7), 3.0), (corpus(15 * 100, seed=1), 1.0)], apart, seed=0)
+    ends = np.roll(batches.masked(np.arange(400)).position_ids.numpy() == 0, -1, axis=1)
+    lengths = np.diff(np.flatnonzero(ends.ravel()), prepend=-1)
+    assert batches.document_lengths().tolist() == lengths.tolist()
+    assert (lengths < LENGTH).any()
 
 
 def test_a_corpus_with_fewer_rows_than_are_held_out_is_refused():

@@ -74,6 +74,21 @@ def test_short_rows_on_a_cpu_take_plain_attention_unless_told_otherwise():
     assert attention_kernel(EncoderConfig(attention="sdpa"), 64, cpu) == "sdpa"
 
 
+@pytest.mark.parametrize(
+    ("changes", "kernel"),
+    [
+        ({}, "flex_attention"),
+        ({"attention_dropout": 0.1}, "sdpa"),
+        ({"num_heads": 96}, "sdpa"),
+        ({"attention": "sdpa"}, "sdpa"),
+        ({"model_type": "deberta-v2"}, "eager"),
+    ],
+)
+def test_flex_attention_is_taken_on_cuda_where_it_can_keep_documents_apart(changes, kernel):
+    assert attention_kernel(EncoderConfig(**changes), 512, torch.device("cuda"), True) == kernel
+    assert attention_kernel(EncoderConfig(**changes), 512, torch.device("cpu"), True) in ("sdpa", "eager")
+
+
 @pytest.mark.parametrize("kind", ["electra", "modernbert"])
 def test_both_attention_kernels_give_the_same_logits(kind, tiny_tokenizer):
     shape = shape_of(kind, tiny_tokenizer)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,12 @@ from tiny_models import (
 from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig, ElectraConfig, GPT2Config, PreTrainedModel
 
+from fast_electra import discriminator
+from fast_electra.discriminator import ReplacedTokenDetection
 from fast_electra.flops import (
     OBJECTIVES,
     VENDOR_PEAK,
+    attention_share,
     flop_counter,
     measured_matmul_flops_per_second,
     mfu,
@@ -34,6 +38,7 @@ from fast_electra.flops import (
     vendor_peak,
 )
 from fast_electra.model_flops import PARTS
+from fast_electra.separation import WHOLE_ROWS
 
 STEP = {"batch_rows": ROWS, "sequence_length": LENGTH, "num_masked": MASKED}
 
@@ -149,6 +154,42 @@ def test_model_flops_and_fused_kernels_differ_by_one_product_in_the_backward_pas
     scores = model.discriminator.forward["attention_scores"]
     assert model.discriminator.backward["attention_scores"] == 2 * scores
     assert fused.total - model.total == scores // 2
+
+
+@pytest.mark.parametrize("name", ["electra", "deberta-v2", "modernbert", "modernbert with windows"])
+def test_separated_documents_cost_what_each_costs_alone(name: str) -> None:
+    config, lengths = CONFIGS[name], np.array([7, 1, 12, 20, 19, 1])
+    apart = training_step("mlm", config, **STEP, document_lengths=lengths).discriminator
+    alone = [
+        training_step("mlm", config, batch_rows=1, sequence_length=int(length), num_masked=1).discriminator
+        for length in lengths
+    ]
+    for part in ("attention_scores", "feed_forward"):
+        assert apart.forward[part] == sum(each.forward[part] for each in alone)
+        assert apart.backward[part] == sum(each.backward[part] for each in alone)
+
+
+def test_the_share_of_attention_within_documents_is_the_sum_of_squares() -> None:
+    lengths = np.array([7, 1, 12, 20, 19, 1])
+    expected = (7**2 + 1 + 12**2 + 20**2 + 19**2 + 1) / (3 * 20**2)
+    assert attention_share(CONFIGS["bert"], lengths, 20) == pytest.approx(expected, rel=1e-12)
+    near = sum(abs(a - b) <= 5 for length in lengths for a in range(length) for b in range(length))
+    everywhere = 3 * sum(abs(a - b) <= 5 for a in range(20) for b in range(20))
+    windows = modernbert(layer_types=["sliding_attention"] * 3, local_attention=10)
+    assert attention_share(windows, lengths, 20) == pytest.approx(near / everywhere, rel=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_a_block_mask_computes_the_whole_square(kernel: str) -> None:
+    """So that MFU, which counts what is computed, claims no saving on it."""
+    model = discriminator.build(CONFIGS["bert"], kernel, torch.float32)
+    ids, places = torch.randint(2, VOCABULARY, (ROWS, LENGTH)), torch.arange(LENGTH).remainder(7).expand(ROWS, -1)
+    totals = []
+    for position_ids in (WHOLE_ROWS, places):
+        with flop_counter() as counter:
+            ReplacedTokenDetection(model)(ids, torch.zeros_like(ids), position_ids)[0].backward()
+        totals.append(counter.get_total_flops())
+    assert totals[0] == totals[1]
 
 
 def test_savings_follow_from_the_ratio_of_auxiliary_to_main_cost() -> None:

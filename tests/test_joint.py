@@ -273,6 +273,30 @@ def decoupled():
     return objective, module
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [("joint", ELECTRA), ("joint_shallow", MODERN), ("joint_gdes", MODERN), ("joint_decoupled", ELECTRA)],
+)
+def test_both_models_see_each_document_alone(name, encoder):
+    batch, middle = batch_of(), 9
+    batch = batch._replace(position_ids=torch.arange(LENGTH).expand(ROWS, -1) % middle)
+    objective = joint(name, encoder, Decoupled if name == "joint_decoupled" else Joint)
+    module = built(objective)
+    if name == "joint_decoupled":
+        objective.generator = Engine(objective.generator_module("eager", torch.float32))
+    of = JointOutputs(*module(*objective.evaluation_inputs(batch))[1:])
+    generator, model = objective.generator_of(module), module.discriminator.model
+    masked = masked_lm_inputs(batch, objective.mask_id).input_ids
+    for span in (slice(0, 9), slice(9, 18), slice(18, 24)):
+        alone = model(input_ids=of.input_ids[:, span]).logits.reshape(ROWS, -1)
+        torch.testing.assert_close(of.logits.reshape(ROWS, -1)[:, span], alone, rtol=1e-5, atol=1e-6)
+        generator.base_model._forward_hooks.clear()  # stock again: all positions
+        everywhere = generator(input_ids=masked[:, span]).logits
+        for row, column in ((batch.positions >= span.start) & (batch.positions < span.stop)).nonzero().tolist():
+            expected = everywhere[row, batch.positions[row, column] - span.start]
+            torch.testing.assert_close(of.generator_logits[row, column], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_decoupled_models_share_nothing_and_the_generator_learns_from_its_own_loss():
     objective, module = decoupled()
     generator = objective.generator.module.model

@@ -92,7 +92,7 @@ def test_training_changes_the_discriminator_and_never_the_auxiliary_model(frozen
 def test_the_discriminator_sees_samples_and_never_a_mask(frozen_training):
     _, objective, _, batches = frozen_training
     batch = batches.training(0, 1000)
-    input_ids, labels = objective.inputs(batch, 0.0)
+    input_ids, labels, _ = objective.inputs(batch, 0.0)
     assert not (input_ids == batches.corpora[0].tokenizer.mask_token_id).any()
     assert torch.equal(labels.bool(), input_ids != batch.input_ids)
     elsewhere = torch.ones_like(labels, dtype=torch.bool).scatter(1, batch.positions, False)

@@ -1,5 +1,7 @@
 """A stored path and the auxiliary model with the same noise give the same batches, and no other paths are replayed."""
 
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from fast_electra import replacement_store, replay
+from fast_electra import json_file, replacement_store, replay
 from fast_electra.auxiliary import Auxiliary, MaskedLM
 from fast_electra.batches import Batches
 from fast_electra.config import Config, DataConfig, EncoderConfig, RunConfig, TemperatureConfig
@@ -145,6 +147,22 @@ def test_paths_of_other_masks_or_rows_are_refused(folder, corpora, changes, seed
     with pytest.raises(ValueError, match="precompute paths for this run or change the run") as problem:
         replay.open_store(config(folder), other)
     assert message in str(problem.value)
+
+
+def test_paths_of_whole_rows_are_refused_where_documents_are_apart(folder, corpora):
+    apart = [(SimpleNamespace(**vars(each), document_starts=np.arange(0, 500, 9)), weight) for each, weight in corpora]
+    data = replace(DATA, separate_documents=True)
+    with pytest.raises(ValueError, match="separate_documents is False, not True"):
+        replay.open_store(config(folder, data=data), Batches(apart, data, seed=3))
+
+
+def test_paths_from_before_documents_could_be_separated_are_of_whole_rows(folder, batches, tmp_path):
+    shutil.copytree(folder, tmp_path / "old")
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    del manifest["provenance"]["separate_documents"]
+    manifest.pop(json_file.SEAL)
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(json_file.sealed(manifest)))
+    assert replay.open_store(config(tmp_path / "old"), batches).provenance.separate_documents is False
 
 
 def test_paths_of_another_corpus_order_or_vocabulary_are_refused(folder, corpora, tiny_tokenizer):
