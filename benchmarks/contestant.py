@@ -88,7 +88,15 @@ def now() -> float:
     return time.perf_counter()
 
 
-def build(case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "", micro_batches: int = 1) -> Contestant:
+def build(
+    case: Case,
+    settings: dict[str, Any],
+    scratch: Path,
+    corpus: str = "",
+    *,
+    micro_batches: int = 1,
+    separate_documents: bool = False,
+) -> Contestant:
     """The case on this process's device under DeepSpeed's `settings`; `scratch` is a folder for models.
 
     An update takes `micro_batches` micro-batches a process.
@@ -96,6 +104,7 @@ def build(case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "",
     Raises ValueError for an LM head on all positions, and where the corpus has another vocabulary.
     """
     config = _config(case, scratch, micro_batches)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, separate_documents=separate_documents))
     num_rows = _UPDATES * config.run.batch_rows + config.data.held_out_rows
     batches = material.few_rows(case, config.data, num_rows, corpus)
     folder = scratch / f"auxiliary-{case.recipe}-{case.sequence_length}-{case.vocab_size}"

@@ -512,3 +512,21 @@ def test_real_steps_under_deepspeed_hold_what_the_simulation_says(tmp_path: Path
         assert row["mfu_vendor"] is None
         assert row["zero_stage"] == 1
     assert len(comparisons.speeds(found)) == 1
+
+
+def test_separated_documents_are_timed_beside_rows_left_whole(tiny_corpus: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.separation", "demo/random/64/512/masked/4", "--turns=2"]
+    done = subprocess.run(
+        [*command, f"--corpus={tiny_corpus}"],
+        cwd=ROOT,
+        env=clean_environment(DS_ACCELERATOR="cpu"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    low, high = found["apart_over_together_range"]
+    assert 0 < low <= found["apart_over_together"] <= high
+    assert 0 < found["attention_share"] < found["flops_share"] < 1

@@ -1,0 +1,90 @@
+"""What keeping documents apart costs in time, and what of a corpus's FLOPs it leaves.
+
+Two runs of a case that differ in `data.separate_documents` alone train in turn within one process (A B A B ...), on the
+same rows of a real corpus. The shares of FLOPs are counted over the whole corpus. On a CPU the block mask saves none of
+them: the ratio of tokens/s then says what mask and positions cost.
+
+    python -m benchmarks.separation small/frozen/128/16000/masked/16 --corpus data/wiki [--turns 5] [--steps 1]
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks import cases, contestant
+from fast_electra import deepspeed_config, flops, parallel
+from fast_electra.batches import Batches
+from fast_electra.config import DataConfig
+from fast_electra.corpus import Corpus
+
+
+def shares(case: cases.Case, corpus: str) -> dict[str, float]:
+    """What is left of the discriminator's attention scores, and of the step's FLOPs, over all rows of a corpus."""
+    data = DataConfig(sequence_length=case.sequence_length, held_out_rows=1)
+    lengths = Batches([(Corpus.open(corpus), 1.0)], data, seed=0).document_lengths()
+    discriminator, auxiliary = cases.shapes(case)
+    sizes = {"batch_rows": 1, "sequence_length": case.sequence_length, "num_masked": data.num_masked}
+    whole, apart = (
+        flops.model_flops_per_token(case.objective, discriminator, auxiliary, **sizes, document_lengths=each)
+        for each in (None, lengths)
+    )
+    return {
+        "attention_share": flops.attention_share(discriminator, lengths, case.sequence_length),
+        "flops_share": apart / whole,
+    }
+
+
+def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: int) -> dict[str, object]:
+    """Medians of both, and median and range of the ratios of neighbouring turns."""
+    parallel.start()
+    settings = deepspeed_config.read(deepspeed)
+    with tempfile.TemporaryDirectory() as scratch:
+        together, apart = (
+            contestant.build(case, settings, Path(scratch) / name, corpus, separate_documents=name == "apart")
+            for name in ("together", "apart")
+        )
+        for _ in range(1 + turns):
+            together.turn(steps)
+            apart.turn(steps)
+    seconds = [each.seconds[1:] for each in (together, apart)]  # the first turn warms up
+    ratios = sorted(plain / masked for plain, masked in zip(*seconds, strict=True))
+    tokens = together.tokens_per_step
+    return {
+        "case": case.name,
+        "dtype": str(together.dtype),
+        "threads": torch.get_num_threads(),
+        "turns": turns,
+        "together_tokens_per_second": tokens / median(seconds[0]),
+        "apart_tokens_per_second": tokens / median(seconds[1]),
+        "apart_over_together": median(ratios),
+        "apart_over_together_range": [ratios[0], ratios[-1]],
+        **shares(case, corpus),
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the comparison as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case")
+    parser.add_argument("--corpus", required=True, help="a folder made by launchers/prepare_corpus.py")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="updates a turn")
+    parser.add_argument("--deepspeed", default="ds_configs/zero1.json")
+    given = parser.parse_args(arguments)
+    try:
+        found = compare(cases.parse(given.case), given.corpus, given.deepspeed, given.turns, given.steps)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
