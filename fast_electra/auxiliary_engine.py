@@ -46,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine taken, called as (input_ids, positions) -> logits, its name, and what was tried."""
+    """The engine taken, called as MaskedLM is, its name, and what was tried."""
 
     engine: nn.Module
     name: str
@@ -99,7 +99,8 @@ def _tried(
     module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype, others: dict[str, Callable[[], nn.Module]]
 ) -> tuple[dict[str, nn.Module], tuple[Trial, ...]]:
     """The engines that serve on all processes, the plain one first, and how each did."""
-    plain, inputs = parallel.inference_engine(module, dtype), (mask_out(batch, mask_id), batch.positions)
+    plain = parallel.inference_engine(module, dtype)
+    inputs = (mask_out(batch, mask_id), batch.positions, batch.position_ids)
     expected = _log_probabilities(plain, inputs)
     built: dict[str, nn.Module] = {"plain": plain}
     trials = [Trial("plain", seconds=_seconds(plain, inputs))]
@@ -114,7 +115,7 @@ def _tried(
 def _try(
     name: str,
     build: Callable[[], nn.Module],
-    inputs: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, ...],
     expected: Tensor,
     batch: MaskedBatch,
     built: dict[str, nn.Module],
@@ -136,12 +137,12 @@ def _try(
 
 
 @torch.no_grad()
-def _log_probabilities(engine: nn.Module, inputs: tuple[Tensor, Tensor]) -> Tensor:
+def _log_probabilities(engine: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return engine(*inputs).float().log_softmax(dim=-1)
 
 
 @torch.no_grad()
-def _seconds(engine: nn.Module, inputs: tuple[Tensor, Tensor]) -> float:
+def _seconds(engine: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """The median over some forward passes."""
     seconds = []
     for _ in range(_TURNS):

@@ -38,11 +38,15 @@ class MaskedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "MaskedBatch":
         """The batch where it is computed on, but for its keys; nothing waits for it."""
-        return MaskedBatch(*(each.to(device, non_blocking=True) for each in self))._replace(rows=self.rows)
+        on_device = (self.input_ids, self.positions, self.position_ids)
+        input_ids, positions, position_ids = (each.to(device, non_blocking=True) for each in on_device)
+        return MaskedBatch(input_ids, positions, self.rows, position_ids)
 
     def pinned(self) -> "MaskedBatch":
         """The batch in page-locked memory, from which a GPU copies while both go on."""
-        return MaskedBatch(*(each.pin_memory() for each in self))._replace(rows=self.rows)
+        return MaskedBatch(
+            self.input_ids.pin_memory(), self.positions.pin_memory(), self.rows, self.position_ids.pin_memory()
+        )
 
 
 class Batches:

@@ -22,6 +22,8 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.electra.modeling_electra import ElectraLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
+from fast_electra.separation import FLEX, WHOLE_ROWS
+
 LAYERS = {"bert": BertLayer, "roberta": RobertaLayer, "electra": ElectraLayer}
 _GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 _MOST_TOKENS, _MOST_WIDTH = 8192, 8192
@@ -38,14 +40,14 @@ class Injected(nn.Module):
         super().__init__()
         self.engine, self.rows, self.length = engine, rows, length
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, position_ids: Tensor = WHOLE_ROWS) -> Tensor:
         """Vocabulary logits (B, N, V). Raises ValueError for a batch that the workspace has no room for."""
         if len(input_ids) > self.rows or input_ids.shape[1] > self.length:
             raise ValueError(
                 f"a batch of {tuple(input_ids.shape)} tokens: the kernels' workspace was made for ({self.rows}, "
                 f"{self.length}) and would be overrun; take auxiliary_engine = plain"
             )
-        return self.engine(input_ids, positions)
+        return self.engine(input_ids, positions, position_ids)
 
 
 def inject(module: nn.Module, config: PreTrainedConfig, dtype: torch.dtype, rows: int, length: int) -> Injected:
@@ -83,6 +85,8 @@ def inject(module: nn.Module, config: PreTrainedConfig, dtype: torch.dtype, rows
 def _require_supported(config: PreTrainedConfig, length: int) -> None:
     if config.model_type not in LAYERS:
         raise NotInjectedError(f"they know {', '.join(LAYERS)}, not {config.model_type}")
+    if config._attn_implementation == FLEX:
+        raise NotInjectedError("they read no block-sparse mask, by which FlexAttention keeps documents apart")
     if config.hidden_act not in _GELUS:
         raise NotInjectedError(f"they compute GELU, not {config.hidden_act}")
     width, heads = config.hidden_size, config.num_attention_heads

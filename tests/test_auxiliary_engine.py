@@ -93,6 +93,16 @@ def test_a_mask_reaches_the_kernels_as_they_read_it(kind, operator):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
+def test_injected_layers_keep_documents_apart(kind, operator):
+    operator(Operator())
+    module, batch = masked_lm(kind), batch_of()
+    position_ids = torch.arange(LENGTH).remainder(9).expand(ROWS, -1)
+    expected = module(batch.input_ids, batch.positions, position_ids)
+    got = inject(module)(batch.input_ids, batch.positions, position_ids)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+
+
 def module_ready(module, batch):
     """Let the next call of the stock model inside gather the batch's positions."""
     module._positions = batch.positions
@@ -114,6 +124,7 @@ def test_a_batch_larger_than_the_workspace_is_refused(operator):
         ("bert", {"hidden_act": "relu"}, "they compute GELU"),
         ("bert", {"hidden_size": 36}, "multiple of 8"),
         ("bert", {"intermediate_size": 96}, "4 times"),
+        ("bert", {"attn_implementation": "flex_attention"}, "no block-sparse mask"),
     ],
 )
 def test_a_model_the_kernels_cannot_run_is_refused_with_the_reason(kind, changes, reason, operator):
