@@ -2,15 +2,17 @@
 
 Two runs of a case that differ in `data.separate_documents` alone train in turn within one process (A B A B ...), on the
 same rows of a real corpus. The shares of FLOPs are counted over the whole corpus. On a CPU the block mask saves none of
-them: the ratio of tokens/s then says what mask and positions cost.
+them: the ratios then say what mask and positions cost. On a busy machine the one of CPU time, on one core, is the one
+to read: a clock on the wall tells of the neighbours.
 
-    python -m benchmarks.separation small/frozen/128/16000/masked/16 --corpus data/wiki [--turns 5] [--steps 1]
+    taskset -c 0 python -m benchmarks.separation small/frozen/128/16000/masked/16 --corpus data/wiki [--turns 5]
 """
 
 import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -41,7 +43,7 @@ def shares(case: cases.Case, corpus: str) -> dict[str, float]:
 
 
 def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: int) -> dict[str, object]:
-    """Medians of both, and median and range of the ratios of neighbouring turns."""
+    """Medians of both, and of the ratios of neighbouring turns."""
     parallel.start()
     settings = deepspeed_config.read(deepspeed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -49,11 +51,13 @@ def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: in
             contestant.build(case, settings, Path(scratch) / name, corpus, separate_documents=name == "apart")
             for name in ("together", "apart")
         )
+        cpu: tuple[list[float], list[float]] = ([], [])
         for _ in range(1 + turns):
-            together.turn(steps)
-            apart.turn(steps)
+            for each, spent in zip((together, apart), cpu, strict=True):
+                start = time.process_time()
+                each.turn(steps)
+                spent.append((time.process_time() - start) / steps)
     seconds = [each.seconds[1:] for each in (together, apart)]  # the first turn warms up
-    ratios = sorted(plain / masked for plain, masked in zip(*seconds, strict=True))
     tokens = together.tokens_per_step
     return {
         "case": case.name,
@@ -62,10 +66,17 @@ def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: in
         "turns": turns,
         "together_tokens_per_second": tokens / median(seconds[0]),
         "apart_tokens_per_second": tokens / median(seconds[1]),
-        "apart_over_together": median(ratios),
-        "apart_over_together_range": [ratios[0], ratios[-1]],
+        "apart_over_together": _ratio(seconds[0], seconds[1]),
+        "apart_over_together_by_cpu_time": _ratio(cpu[0][1:], cpu[1][1:]),
+        "cpu_seconds_together": median(cpu[0][1:]),
         **shares(case, corpus),
     }
+
+
+def _ratio(together: list[float], apart: list[float]) -> dict[str, float]:
+    """How fast the second is, the first being 1, over pairs of neighbouring turns."""
+    ratios = sorted(plain / masked for plain, masked in zip(together, apart, strict=True))
+    return {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -527,6 +527,6 @@ def test_separated_documents_are_timed_beside_rows_left_whole(tiny_corpus: Path)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout[done.stdout.index("{\n") :])
-    low, high = found["apart_over_together_range"]
-    assert 0 < low <= found["apart_over_together"] <= high
+    for ratio in (found["apart_over_together"], found["apart_over_together_by_cpu_time"]):
+        assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
     assert 0 < found["attention_share"] < found["flops_share"] < 1

@@ -156,7 +156,8 @@ def test_an_unfinished_folder_is_not_read(tmp_path):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Provenance)])
 def test_paths_of_anything_else_are_refused_by_name_and_values(built, tmp_path, field):
     value = getattr(PROVENANCE, field)
-    other = TemperatureGrid.covering(1, 2) if field == "grid" else value * 2
+    changed = {"grid": TemperatureGrid.covering(1, 2), "separate_documents": not PROVENANCE.separate_documents}
+    other = changed.get(field, value * 2)
     shown = (json.loads(json.dumps(value)), json.loads(json.dumps(other)))
     message = f"{field} is {shown[0]}, not {shown[1]}"
     with pytest.raises(ValueError, match="precompute paths for this run or change the run") as problem:
