@@ -66,10 +66,11 @@ def inputs(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]:
         return {}
     config, documents = model.config, (position_ids == 0).cumsum(dim=1)
     first = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
-    mask: Any = _mask(model, documents, documents.shape[1])
     if config.model_type == "modernbert":
         windows = {"full_attention": documents.shape[1], "sliding_attention": config.sliding_window}
-        mask = {kind: _mask(model, documents, windows[kind]) for kind in set(config.layer_types)}
+        mask: Any = {kind: _mask(model, documents, windows[kind]) for kind in set(config.layer_types)}
+    else:
+        mask = _mask(model, documents, documents.shape[1])
     return {"attention_mask": mask, "position_ids": position_ids + first}
 
 
