@@ -21,12 +21,12 @@ ROOT = Path(__file__).parent.parent
 _SHAPES = ("benchmarks/cases.py", *(f"fast_electra/{name}.py" for name in ("config", "encoder", "joint", "recipes")))
 _COUNTED = ("benchmarks/costs.py", "fast_electra/flops.py", "fast_electra/model_flops.py")
 _STEP = ("benchmarks/live_memory.py", "benchmarks/step.py")
-_MODELS = tuple(f"fast_electra/{name}.py" for name in ("auxiliary", "discriminator", "objectives"))
+_MODELS = tuple(f"fast_electra/{name}.py" for name in ("auxiliary", "discriminator", "objectives", "separation"))
 _PATH = tuple(
     f"fast_electra/{name}.py"
     for name in (
         *("batches", "decoupled", "deepspeed_config", "flops", "masking", "metrics", "model_flops", "optim"),
-        *("parallel", "pretrain", "randomness", "setup_run", "statistic", "temperature"),
+        *("parallel", "pretrain", "randomness", "run_flops", "setup_run", "statistic", "temperature"),
     )
 )
 _TIMED = tuple(f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "simulate"))

@@ -1,10 +1,12 @@
 """Whole runs with documents kept apart: resumed, on one and two processes, and what their summary claims."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import TINY, launch, metrics
+from conftest import ROOT, TINY, clean_environment, launch, metrics
 from safetensors.torch import load_file
 
 from fast_electra import corpus
@@ -81,3 +83,17 @@ def test_a_run_does_not_go_on_with_documents_together(reference, short, auxiliar
     done = run(reference[0], short, auxiliary, check=False)
     assert done.returncode != 0
     assert "data.separate_documents: True there, False now" in done.stderr
+
+
+def test_replacement_paths_of_separated_documents_are_replayed_on_such_only(short, auxiliary, tmp_path):
+    script = [sys.executable, "launchers/precompute_replacements.py", "--draws=1", auxiliary, f"--corpus={short}"]
+    data = ["--data.sequence_length=32", "--data.held_out_rows=32", "--auxiliary_gate=false", APART]
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+    paths = tmp_path / "paths"
+    subprocess.run([*script, *data, f"--output={paths}"], cwd=ROOT, env=environment, check=True, timeout=240)
+    replaying = ("--objective=replay", f"--replacements={paths}", "--run.steps=2")
+    run(tmp_path / "run", short, *replaying, APART)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["separated_attention_share"] < 0.9
+    done = run(tmp_path / "other", short, *replaying, check=False)
+    assert done.returncode != 0
+    assert "separate_documents is True, not False" in done.stderr
