@@ -98,7 +98,8 @@ def batch(case: Case, device: torch.device) -> MaskedBatch:
     with torch.device(device):
         input_ids = torch.randint(len(cases.SPECIAL), case.vocab_size, (num_rows, data.sequence_length))
         positions = torch.arange(1, data.num_masked + 1).repeat(num_rows, 1)
-        return MaskedBatch(input_ids, positions, torch.arange(num_rows))
+        # Rows left whole, by a tensor that is as fake as the others where sizes alone are simulated.
+        return MaskedBatch(input_ids, positions, torch.arange(num_rows), torch.empty(0, 0, dtype=torch.int64))
 
 
 class Trained:
