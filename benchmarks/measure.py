@@ -100,6 +100,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
         "num_processes": parallel.world_size(),
         "dtype": precision.name(each.dtype),
         "compiled": each.run.config.run.compile,
+        "auxiliary_engine": each.run.facts.get("auxiliary_engine"),
         "tokens_per_second": speed,
         "tokens_per_second_low": low,
         "tokens_per_second_high": high,

@@ -3,8 +3,9 @@
 `plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on held-out rows:
 the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of the
 tokens that were there. `compiled` is the plain engine through torch.compile, `injected` DeepSpeed's own kernels
-(injection.py). One that cannot be built, or disagrees, is left out, and the run's log says why. On a CPU `auto` means
-`plain`: kernels are for GPUs alone, and compiling takes longer there than a start may.
+(injection.py). One that cannot be built, or disagrees, is left out, and the run says why. On a CPU `auto` means
+`plain`: kernels are for GPUs alone, and compiling takes longer there than a start may. Engines round differently, so
+that a resumed run takes the engine that it began with.
 
 Compiled and injected are untested on GPU.
 """
@@ -18,11 +19,11 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from fast_electra import injection, parallel
-from fast_electra.auxiliary import MaskedLM, mask_out
-from fast_electra.batches import MaskedBatch
+from fast_electra import injection, parallel, run_folder
+from fast_electra.auxiliary import MaskedLM, mask_out, rows_at_once
+from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.config import Config
 
-NAMES = ("auto", "plain", "compiled", "injected")
 LEAST_AGREEMENT, MOST_DISTANCE = 0.98, 0.05
 _TURNS = 5
 
@@ -51,6 +52,18 @@ class Choice:
     engine: nn.Module
     name: str
     trials: tuple[Trial, ...] = ()
+
+
+def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dtype: torch.dtype) -> Choice:
+    """The engine that a run's config asks for, or that the run began with. Raises ValueError where it cannot serve."""
+    began_with = run_folder.bound(config.output).get("auxiliary_engine", "auto")
+    wanted = began_with if config.auxiliary_engine == "auto" else config.auxiliary_engine
+    rows = rows_at_once(config.data.num_masked, batches.vocab_size)
+    choice = choose(module, batches.training(0, rows).to(parallel.device()), mask_id, dtype, wanted)
+    if parallel.rank() == 0:
+        for each in choice.trials:
+            print(f"engine of the auxiliary model: {each}", flush=True)  # noqa: T201
+    return choice
 
 
 def compare(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype) -> tuple[Trial, ...]:

@@ -17,6 +17,7 @@ OBJECTIVES = (
 )
 DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
+ENGINES = ("auto", "plain", "compiled", "injected")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 
 
@@ -159,12 +160,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        require(
-            self.peak_learning_rate > 0,
-            "optimizer.peak_learning_rate",
-            self.peak_learning_rate,
-            "give a number above 0, such as 4e-4",
-        )
+        rate, remedy = self.peak_learning_rate, "give a number above 0, such as 4e-4"
+        require(rate > 0, "optimizer.peak_learning_rate", rate, remedy)
         require(0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "give a share from 0 up to 1")
 
 
@@ -217,8 +214,8 @@ class Config:
 
     `corpus` is a folder made by launchers/prepare_corpus.py or a Megatron prefix, or several with weights
     (`data/wiki=0.7,data/books=0.3`); empty for the built-in documentation. `auxiliary` is a folder or hub name of a
-    masked LM; empty to train one first. `replacements` is a folder made by launchers/precompute_replacements.py, which
-    the objective `replay` reads instead.
+    masked LM, empty to train one first, and `auxiliary_engine` what it runs on (auxiliary_engine.py). `replacements` is
+    a folder made by launchers/precompute_replacements.py, which the objective `replay` reads instead.
     """
 
     recipe: str = "demo"
@@ -228,6 +225,7 @@ class Config:
     tokenizer: str = ""
     auxiliary: str = ""
     auxiliary_gate: bool = True
+    auxiliary_engine: str = "auto"
     replacements: str = ""
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -240,6 +238,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.objective in OBJECTIVES, "objective", self.objective, f"choose one of {OBJECTIVES}")
+        require(self.auxiliary_engine in ENGINES, "auxiliary_engine", self.auxiliary_engine, f"choose one of {ENGINES}")
         require(bool(self.output), "output", self.output, "name a folder for the run")
         length, longest = self.data.sequence_length, self.encoder.max_positions
         remedy = f"the encoder has {longest} positions; raise encoder.max_positions or shorten the rows"

@@ -89,6 +89,12 @@ def _is_bare(folder: Path) -> bool:
     return all(path.name in _CLAIM for path in folder.iterdir())
 
 
+def bound(output: str) -> dict[str, Any]:
+    """What `bind` wrote down there; empty before the first start."""
+    path = Path(output) / "inputs.json"
+    return json_file.read(path, "Name a new folder with --output") if path.exists() else {}
+
+
 def bind(output: str, identity: dict[str, Any]) -> None:
     """Write down what the run was started on, or check that a resumed one is on the same.
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fast_electra import (
     auxiliary,
+    auxiliary_engine,
     blimp,
     deepspeed_config,
     documentation,
@@ -176,7 +177,7 @@ def _pairs(config: Config) -> list[blimp.Pair]:
 def _identity(batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is resumed, and is not told by its config."""
     identity = {f"corpus {each.path}": each.fingerprint for each in batches.corpora}
-    return identity | {name: facts[name] for name in ("auxiliary_weights",) if name in facts}
+    return identity | {name: facts[name] for name in ("auxiliary_weights", "auxiliary_engine") if name in facts}
 
 
 def _attention(config: Config) -> str:
@@ -267,14 +268,15 @@ def open_auxiliary(
         separation.require_separable(model.config, f"the auxiliary model {config.auxiliary!r}")
         if _attention(config) == FLEX and model._supports_flex_attn:
             model.set_attn_implementation(FLEX)
-    engine = parallel.inference_engine(auxiliary.MaskedLM(model), dtype_of(config))
-    frozen = auxiliary.Auxiliary(engine, tokenizer, config.seed)
+    module, mask_id = auxiliary.MaskedLM(model), cast(int, tokenizer.mask_token_id)
+    choice = auxiliary_engine.for_run(module, batches, mask_id, config, dtype_of(config))
+    frozen = auxiliary.Auxiliary(choice.engine, tokenizer, config.seed)
     rows = min(GATE_ROWS, batches.num_held_out)
     accuracy, most_frequent, total = frozen.accuracy(batches, rows, parallel.device())
     if config.auxiliary_gate:
         auxiliary.gate(config.auxiliary, accuracy, most_frequent, total)
     facts = {"auxiliary": config.auxiliary, "auxiliary_top1": accuracy, "most_frequent_share": most_frequent}
-    facts["auxiliary_weights"] = auxiliary.weights_fingerprint(model)
+    facts |= {"auxiliary_engine": choice.name, "auxiliary_weights": auxiliary.weights_fingerprint(model)}
     return frozen, model, facts
 
 

@@ -46,7 +46,7 @@ def _discriminator(summary: dict[str, Any]) -> list[str]:
     if "auxiliary" in summary:
         lines.append(
             f"  auxiliary    {summary['auxiliary']}: predicts {summary['auxiliary_top1']:.1%} of masked tokens "
-            f"(the most frequent token: {summary['most_frequent_share']:.1%})"
+            f"(the most frequent token: {summary['most_frequent_share']:.1%}), {summary['auxiliary_engine']} engine"
         )
     if "replacements" in summary:
         low, high = summary["replacement_temperatures"]

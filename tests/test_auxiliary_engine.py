@@ -1,6 +1,8 @@
 """The auxiliary model's engines: DeepSpeed's kernels, with a stand-in for their operator, and the choice among them."""
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from deepspeed.ops.transformer.inference.op_binding.base import BaseOp
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from fast_electra import auxiliary_engine, injection, parallel
+from fast_electra import auxiliary_engine, injection, parallel, recipes, run_folder
 from fast_electra.auxiliary import MaskedLM
+from fast_electra.auxiliary_engine import Choice
 from fast_electra.batches import MaskedBatch
 from fast_electra.injection import Injected, NotInjectedError
 
@@ -185,6 +188,23 @@ def test_auto_on_a_cpu_is_plain_and_tries_nothing(operator):
     operator(None)
     choice = auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32)
     assert (choice.name, choice.trials) == ("plain", ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "began_with", "taken"),
+    [("auto", None, "auto"), ("auto", "compiled", "compiled"), ("plain", None, "plain")],
+)
+def test_a_resumed_run_takes_the_engine_that_it_began_with(asked, began_with, taken, operator, tmp_path, monkeypatch):
+    if began_with:
+        run_folder.bind(str(tmp_path), {"auxiliary_engine": began_with})
+    wanted = []
+    monkeypatch.setattr(
+        auxiliary_engine, "choose", lambda *args: wanted.append(args[-1]) or Choice(torch.nn.Identity(), "")
+    )
+    batches = SimpleNamespace(vocab_size=WORDS, training=lambda first, count: batch_of(min(count, 8)))
+    config = replace(recipes.get("demo"), output=str(tmp_path), auxiliary_engine=asked)
+    auxiliary_engine.for_run(masked_lm("bert"), batches, MASK, config, torch.float32)
+    assert wanted == [taken]
 
 
 @pytest.mark.gpu
