@@ -24,7 +24,7 @@ ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 def require(condition: bool, name: str, value: Any, remedy: str) -> None:
     """Raise `ValueError` with the setting's name, its value and the way out unless `condition` holds."""
     if not condition:
-        raise ValueError(f"{name} = {value!r}: {remedy}")
+        raise ValueError(f"{name} = {value!r:.200}: {remedy}")
 
 
 def require_each(section: str, settings: Any, names: Iterable[str], holds: Callable[[Any], bool], remedy: str) -> None:

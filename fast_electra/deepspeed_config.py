@@ -30,7 +30,7 @@ def zero_stage(values: dict[str, Any]) -> int:
 def _shape_errors(values: dict[str, Any]) -> list[str]:
     """What is wrong with the form of the sections that are read here."""
     errors = [
-        f"{name}: expected an object of settings, got {values[name]!r}"
+        f"{name}: expected an object of settings, got {values[name]!r:.200}"
         for name in ("zero_optimization", "optimizer", "bf16", "fp16", "csv_monitor", "tensorboard", "data_types")
         if not isinstance(values.get(name, {}), dict)
     ]
@@ -42,7 +42,7 @@ def _shape_errors(values: dict[str, Any]) -> list[str]:
         ("zero_optimization", "offload_param"),
     ]
     errors += [
-        f"{section}.{name}: expected an object of settings, got {values[section][name]!r}"
+        f"{section}.{name}: expected an object of settings, got {values[section][name]!r:.200}"
         for section, name in nested
         if not isinstance(values.get(section, {}).get(name, {}), dict)
     ]
@@ -101,7 +101,7 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         clashes.append("fp16.enabled: training runs in bf16 or float32 (run.dtype)")
     if "scheduler" in filled:
         clashes.append("scheduler: the learning rate follows optimizer.warmup_ratio and run.steps of the recipe")
-    clashes += [f"{key}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]
+    clashes += [f"{key:.200}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]
     if clashes:
         raise ValueError(
             'the DeepSpeed JSON and the recipe differ; write "auto" in the JSON or override the recipe:\n  '

@@ -238,7 +238,7 @@ def _shard_path(folder: Path, shard: int) -> Path:
 def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
     wanted = json.loads(json.dumps(wanted))
     differences = [
-        f"{name} is {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
+        f"{name} is {found.get(name)!s:.100}, not {value}" for name, value in wanted.items() if found.get(name) != value
     ]
     if differences:
         raise ValueError(f"the replacement paths in {folder} are others: {'; '.join(differences)}: {remedy}")
