@@ -88,23 +88,23 @@ def now() -> float:
     return time.perf_counter()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """How a case is run: micro-batches of an update a process, documents kept apart or not, compiled or not."""
+
+    micro_batches: int = 1
+    separate_documents: bool = False
+    compiled: bool = False
+
+
 def build(
-    case: Case,
-    settings: dict[str, Any],
-    scratch: Path,
-    corpus: str = "",
-    *,
-    micro_batches: int = 1,
-    separate_documents: bool = False,
+    case: Case, settings: dict[str, Any], scratch: Path, corpus: str = "", variant: Variant = Variant()
 ) -> Contestant:
     """The case on this process's device under DeepSpeed's `settings`; `scratch` is a folder for models.
 
-    An update takes `micro_batches` micro-batches a process.
-
     Raises ValueError for an LM head on all positions, and where the corpus has another vocabulary.
     """
-    config = _config(case, scratch, micro_batches)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, separate_documents=separate_documents))
+    config = _config(case, scratch, variant)
     num_rows = _UPDATES * config.run.batch_rows + config.data.held_out_rows
     batches = material.few_rows(case, config.data, num_rows, corpus)
     folder = scratch / f"auxiliary-{case.recipe}-{case.sequence_length}-{case.vocab_size}"
@@ -118,7 +118,7 @@ def build(
     return Contestant(case, setup_run.build(config, settings, batches))
 
 
-def _config(case: Case, scratch: Path, micro_batches: int) -> Config:
+def _config(case: Case, scratch: Path, variant: Variant) -> Config:
     config, output = cases.config(case), scratch / case.name.replace("/", "-")
     if case.head != "masked":
         raise ValueError(f"case {case.name!r}: training runs the LM head on masked positions only; measure that")
@@ -128,8 +128,15 @@ def _config(case: Case, scratch: Path, micro_batches: int) -> Config:
         output=str(output),
         replacements=str(output / "paths") if config.replacements else "",
         auxiliary_gate=False,
-        data=dataclasses.replace(config.data, held_out_rows=rows, num_draws=draws),
-        run=dataclasses.replace(config.run, batch_rows=rows * micro_batches * parallel.world_size(), steps=10**6),
+        data=dataclasses.replace(
+            config.data, held_out_rows=rows, num_draws=draws, separate_documents=variant.separate_documents
+        ),
+        run=dataclasses.replace(
+            config.run,
+            batch_rows=rows * variant.micro_batches * parallel.world_size(),
+            steps=10**6,
+            compile=variant.compiled,
+        ),
     )
 
 

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import cases, contestant, rows
 from benchmarks.cases import Case
-from benchmarks.contestant import PARTS, Contestant
+from benchmarks.contestant import PARTS, Contestant, Variant
 from benchmarks.live_memory import allocator_change, allocator_peak
 from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
 from benchmarks.rows import Row
@@ -35,21 +35,33 @@ FORMULA = (
     "the allocator handed out for this objective's model, optimizer and step, on the first process"
 )
 WARM_UP = 2
+COMPILED = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 
-def measure(wanted: Sequence[Case], settings: dict[str, Any], turns: int, steps: int, corpus: str = "") -> list[Row]:
-    """A row for each case, timed in turn over `turns` turns of `steps` updates each. All processes take part."""
+def measure(
+    wanted: Sequence[Case],
+    settings: dict[str, Any],
+    turns: int,
+    steps: int,
+    corpus: str = "",
+    compiled: Sequence[bool] = (False,),
+) -> list[Row]:
+    """A row for each case, timed in turn over `turns` turns of `steps` updates each. All processes take part.
+
+    `compiled` has each case as it is (False), through torch.compile (True), or both.
+    """
     parallel.start()
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(parallel.from_rank_zero(scratch))
-        contestants = [_ready(case, settings, folder, corpus) for case in wanted]
+        contestants = [_ready(case, settings, folder / str(each), corpus, each) for case in wanted for each in compiled]
         for turn in range(turns):
             peaks.append(_matrix_product_flops(contestants[0].dtype))
             for each in contestants:
                 each.turn(steps)
                 speed = each.tokens_per_step / each.seconds[-1]
-                _tell(f"turn {turn + 1}/{turns}  {each.case.name:<44} {speed:>10,.0f} tokens/s")
+                name = each.case.name + (" compiled" if each.run.config.run.compile else "")
+                _tell(f"turn {turn + 1}/{turns}  {name:<53} {speed:>10,.0f} tokens/s")
         parallel.barrier()
     made = [_row(each, settings, median(peaks)) for each in contestants]
     for each in contestants:
@@ -57,13 +69,13 @@ def measure(wanted: Sequence[Case], settings: dict[str, Any], turns: int, steps:
     return made
 
 
-def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str) -> Contestant:
+def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str, compiled: bool) -> Contestant:
     """The case built, warmed up, and its memory measured."""
     gc.collect()  # what an earlier contest left must not be released while this one is counted
     built: list[Contestant] = []
 
     def build_and_warm_up() -> None:
-        built.append(contestant.build(case, settings, scratch, corpus))
+        built.append(contestant.build(case, settings, scratch, corpus, Variant(compiled=compiled)))
         for _ in range(WARM_UP):
             built[0].train_step()
         gc.collect()
@@ -143,6 +155,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--deepspeed", default="ds_configs/zero1.json", help="DeepSpeed's JSON")
     parser.add_argument("--turns", type=int, default=7, help="turns of each case")
     parser.add_argument("--steps", type=int, default=1, help="updates a turn")
+    parser.add_argument(
+        "--compile", choices=COMPILED, default="no", help="through torch.compile; both: with and without"
+    )
     parser.add_argument("--corpus", default="", help="a prepared corpus; none: random words")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the rows")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -152,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
         origin = rows.provenance("throughput")  # of the code as it was loaded, whatever is edited meanwhile
         contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
         for contest in contests:
-            measured = measure(contest, settings, given.turns, given.steps, given.corpus)
+            measured = measure(contest, settings, given.turns, given.steps, given.corpus, COMPILED[given.compile])
             if parallel.rank() == 0:
                 rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])
     except (ValueError, FileNotFoundError) as error:

@@ -89,7 +89,8 @@ def compare(case: cases.Case, deepspeed: str, micro_batches: int, turns: int) ->
     with tempfile.TemporaryDirectory() as scratch:
         config = cases.config(case)
         rows = config.run.micro_batch_rows
-        run = contestant.build(case, deepspeed_config.read(deepspeed), Path(scratch), micro_batches=micro_batches).run
+        variant = contestant.Variant(micro_batches=micro_batches)
+        run = contestant.build(case, deepspeed_config.read(deepspeed), Path(scratch), variant=variant).run
         run.config = dataclasses.replace(run.config, output=scratch)
         bare, progress = BareLoop(run), Progress(run)
         pairs = []

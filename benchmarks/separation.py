@@ -48,7 +48,9 @@ def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: in
     settings = deepspeed_config.read(deepspeed)
     with tempfile.TemporaryDirectory() as scratch:
         together, apart = (
-            contestant.build(case, settings, Path(scratch) / name, corpus, separate_documents=name == "apart")
+            contestant.build(
+                case, settings, Path(scratch) / name, corpus, contestant.Variant(separate_documents=name == "apart")
+            )
             for name in ("together", "apart")
         )
         cpu: tuple[list[float], list[float]] = ([], [])
