@@ -37,7 +37,7 @@ slow: setup
 	pytest -m slow
 
 survive: setup
-	pytest -m survive
+	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal -m survive
 
 slurm: setup
 	tests/slurm/install.sh

@@ -54,7 +54,8 @@ def test_any_number_of_processes_and_any_stage(tmp_path, record_property):
 @pytest.mark.parametrize("objective", ["random", "joint_decoupled"])
 def test_a_run_moved_twice_learns_what_one_never_moved_does(objective, tiny_corpus, tmp_path, record_property):
     record_property("tried", f"{objective}: 2 x ZeRO-3 to step 3, 1 x ZeRO-1 to step 6, 4 x ZeRO-3 to the end")
-    arguments = [*TINY, f"--objective={objective}", f"--corpus={tiny_corpus}"]
+    # In bf16 the rounding of another layout changes some of a generator's samples.
+    arguments = [*TINY, f"--objective={objective}", f"--corpus={tiny_corpus}", "--run.dtype=float32"]
     launch(*arguments, f"--output={tmp_path / 'whole'}", num_processes=2)
     for processes, stage, end in [(2, 3, 3), (1, 1, 6), (4, 3, 0)]:
         layout = [f"--deepspeed=ds_configs/zero{stage}.json", f"--run.stop_at_step={end}"]
@@ -62,6 +63,6 @@ def test_a_run_moved_twice_learns_what_one_never_moved_does(objective, tiny_corp
     whole, moved = ([row for row in metrics(tmp_path / each) if "loss" in row] for each in ("whole", "moved"))
     for name in ("step", "rows_seen", "learning_rate"):
         assert [row[name] for row in moved] == [row[name] for row in whole]
-    assert [row["loss"] for row in moved] == pytest.approx([row["loss"] for row in whole], rel=3e-3)
+    assert [row["loss"] for row in moved] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
     if objective == "random":  # counted: the same rows, masks and samples
         assert [row["replaced_share"] for row in moved] == [row["replaced_share"] for row in whole]
