@@ -43,9 +43,13 @@ slurm: setup
 	tests/slurm/install.sh
 	pytest tests/test_slurm.py tests/test_slurm_cluster.py
 
+REPLAY_TEXT ?= data/wiki
+REPLAY_AUXILIARY ?= runs/aux/export
+REPLAY_CASE ?= small/frozen/128/16000/masked/16
 bench: setup
 	python -m benchmarks.measure
 	python -m benchmarks.replay
+	test ! -d $(REPLAY_AUXILIARY) || python -m benchmarks.replay $(REPLAY_CASE) --corpus $(REPLAY_TEXT) --auxiliary $(REPLAY_AUXILIARY)
 	python -m benchmarks.report
 
 STUDY_TEXT ?= data/wikipedia/AA.txt.xz

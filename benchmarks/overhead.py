@@ -21,10 +21,12 @@ import torch
 from torch import nn
 
 from benchmarks import cases, contestant
+from benchmarks.contestant import Variant
 from fast_electra import deepspeed_config, optim, parallel, pretrain, setup_run
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.progress import Progress
 from fast_electra.setup_run import Run
+from fast_electra.watchdog import Watchdog
 
 WARM_UP = 1
 
@@ -39,6 +41,8 @@ class BareLoop:
         self.module: nn.Module = run.objective.module(shape, attention, setup_run.dtype_of(run.config)).to(
             parallel.device()
         )
+        if config.run.compile:
+            self.module.compile()
         self.weights = list(self.module.parameters())
         self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.weights]
         master_of = {id(weight): master for weight, master in zip(self.weights, self.masters, strict=True)}
@@ -83,16 +87,14 @@ def timed(step: Callable[[int], None], number: int) -> float:
     return time.perf_counter() - start
 
 
-def compare(case: cases.Case, deepspeed: str, micro_batches: int, turns: int) -> dict[str, object]:
+def compare(case: cases.Case, deepspeed: str, turns: int, variant: Variant) -> dict[str, object]:
     """Medians of both, and of the ratio of each pair of neighbours; the range of the ratios beside it."""
     parallel.start()
     with tempfile.TemporaryDirectory() as scratch:
-        config = cases.config(case)
-        rows = config.run.micro_batch_rows
-        variant = contestant.Variant(micro_batches=micro_batches)
+        rows = cases.config(case).run.micro_batch_rows
         run = contestant.build(case, deepspeed_config.read(deepspeed), Path(scratch), variant=variant).run
         run.config = dataclasses.replace(run.config, output=scratch)
-        bare, progress = BareLoop(run), Progress(run)
+        bare, progress = BareLoop(run), Progress(run, Watchdog(0))
         pairs = []
         for turn in range(WARM_UP + turns):
             plain = timed(bare.step, turn)
@@ -100,10 +102,11 @@ def compare(case: cases.Case, deepspeed: str, micro_batches: int, turns: int) ->
         pairs = pairs[WARM_UP:]
         progress.bar.close()
     ratios = sorted(plain / whole for plain, whole in pairs)
-    tokens = rows * micro_batches * case.sequence_length
+    tokens = rows * variant.micro_batches * case.sequence_length
     return {
         "case": case.name,
         "deepspeed": deepspeed,
+        "compiled": variant.compiled,
         "tokens_per_update": tokens,
         "turns": turns,
         "bare_tokens_per_second": tokens / median(plain for plain, _ in pairs),
@@ -119,10 +122,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("case", nargs="?", default="base/frozen/512/32000/masked/8")
     parser.add_argument("--micro_batches", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="both through torch.compile")
     parser.add_argument("--deepspeed", default="ds_configs/zero3.json")
     given = parser.parse_args(arguments)
     try:
-        print(json.dumps(compare(cases.parse(given.case), given.deepspeed, given.micro_batches, given.turns), indent=2))
+        variant = Variant(micro_batches=given.micro_batches, compiled=given.compile)
+        print(json.dumps(compare(cases.parse(given.case), given.deepspeed, given.turns, variant), indent=2))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cases, comparisons, costs, engines, material, replay, rows, step  # noqa: E402
+from benchmarks import cases, comparisons, costs, engines, material, overhead, replay, rows, step  # noqa: E402
 from benchmarks import report as reports  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402
+from benchmarks.contestant import Variant  # noqa: E402
 from benchmarks.engine_section import engine_section  # noqa: E402
 from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak  # noqa: E402
 from benchmarks.per_gpu import per_gpu  # noqa: E402
@@ -473,6 +474,14 @@ def test_each_engine_has_its_row_and_one_that_cannot_run_its_reason(
 
 
 # The clock, on the real path.
+
+
+def test_a_runs_own_step_is_timed_beside_a_bare_loops() -> None:
+    case = replace(TINY, vocab_size=128, micro_batch_rows=2)
+    found = overhead.compare(case, str(ROOT / "ds_configs/zero3.json"), 2, Variant(micro_batches=2))
+    assert (found["tokens_per_update"], found["compiled"], found["turns"]) == (2 * 2 * 64, False, 2)
+    low, high = found["run_over_bare_range"]
+    assert 0 < low <= found["run_over_bare"] <= high
 
 
 def test_real_steps_under_deepspeed_hold_what_the_simulation_says(tmp_path: Path) -> None:
