@@ -45,5 +45,8 @@ def machine(row: Row) -> str:
 
 def formulas(found: Iterable[Row]) -> list[str]:
     """The formulas of these rows, each once, with what n is."""
-    seen = {row["formula"]: row["n"] for row in found}
-    return [f"*Formula:* {formula} (n = {n})" for formula, n in seen.items()] + [""]
+    seen: dict[str, list[str]] = {}
+    for row in found:
+        numbers = seen.setdefault(row["formula"], [])
+        numbers += [str(row["n"])] if str(row["n"]) not in numbers else []
+    return [f"*Formula:* {formula} (n = {', '.join(numbers)})" for formula, numbers in seen.items()] + [""]

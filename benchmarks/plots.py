@@ -81,6 +81,7 @@ def tokens_per_second(measured: Sequence[tuple[Row, list[Row]]], path: Path) -> 
             axis.errorbar(speed, place, xerr=[[speed - low], [high - speed]], color=_INK, capsize=2, linewidth=1)
             axis.text(high, place, f" {speed:,.0f}", va="center", fontsize=8, color=_INK)
         title = f"{shared['recipe']}, {shared['micro_batch_rows']} x {shared['sequence_length']}, {machine(shared)}"
+        title += ", compiled" if shared["compiled"] else ""
         _name_bars(axis, title, [row["objective"] for row in members])
     _finish(figure, path, [], [])
 

@@ -131,5 +131,5 @@ def _case(row: Row) -> str:
     where = row["device"] if row["device"] != "cpu" else f"{row['hardware']['cpu']}, threads: {row['threads']}"
     return (
         f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, vocabulary "
-        f"{length(row['vocab_size'])}, {row['dtype']}, {where}"
+        f"{length(row['vocab_size'])}, {row['corpus']}, {row['dtype']}, {where}"
     )
