@@ -111,7 +111,7 @@ def test_the_judge_does_not_depend_on_batches_or_order(tiny_corpus, shape):
 
 def test_the_judge_gives_all_to_who_knows_what_was_replaced(tiny_corpus, shape):
     court = judge_of(tiny_corpus, shape)
-    found = court.discriminator(lambda input_ids, labels: (None, 20.0 * labels.float() - 10.0))
+    found = court.discriminator(lambda input_ids, labels, _position_ids: (None, 20.0 * labels.float() - 10.0))
     assert found["roc_auc"] == 1.0
     assert found["loss"] < 0.001 < found["floor"]
 
