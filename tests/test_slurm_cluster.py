@@ -167,7 +167,8 @@ def test_near_its_time_limit_a_job_saves_queues_again_and_goes_on(cluster, tiny_
     step = int(saved.name.removeprefix("step-"))
     cluster.until(job, lambda: steps(output)[-1] > step)
     cluster.run("scancel", job)
-    assert steps(output) == list(range(1, steps(output)[-1] + 1)), "it went on where it had saved"
+    logged = steps(output)  # once: it may not have ended yet
+    assert logged == list(range(1, logged[-1] + 1)), "it went on where it had saved"
 
 
 def test_two_hosts_train_what_one_trains(cluster, reference, tiny_corpus):
