@@ -1,6 +1,6 @@
 """What the auxiliary model runs on: the fastest engine that gives what the plain one gives.
 
-`plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on held-out rows:
+`plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on rows of the corpus:
 the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of the
 tokens that were there. `compiled` is the plain engine through torch.compile, `injected` DeepSpeed's own kernels
 (injection.py). One that cannot be built, or disagrees, is left out, and the run says why. On a CPU `auto` means
@@ -135,7 +135,7 @@ def _try(
 ) -> Trial:
     """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one."""
     try:
-        engine = build()
+        engine = parallel.on_torchs_linear(build())
         got, seconds = _log_probabilities(engine, inputs), _seconds(engine, inputs)
     except (ValueError, RuntimeError) as error:
         return Trial(name, refused=str(error).split("\n")[0])

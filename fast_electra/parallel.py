@@ -236,8 +236,13 @@ def inference_engine(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     frozen = module.eval().requires_grad_(False).to(device())
     with _buffers_kept(frozen):
         engine = deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
-    engine.forward = _torchs_linear()(engine.forward)
-    return engine
+    return on_torchs_linear(engine)
+
+
+def on_torchs_linear(frozen: nn.Module) -> nn.Module:
+    """The same frozen model, computing with torch's own linear layer whatever ZeRO puts in its place."""
+    frozen.forward = _torchs_linear()(frozen.forward)
+    return frozen
 
 
 @contextmanager

@@ -190,6 +190,17 @@ def test_auto_on_a_cpu_is_plain_and_tries_nothing(operator):
     assert (choice.name, choice.trials) == ("plain", ())
 
 
+@pytest.mark.parametrize("name", ["plain", "other"])
+def test_no_engine_computes_with_the_linear_layer_that_zero_leaves_behind(name, operator, monkeypatch):
+    operator(None)
+    batch, other = batch_of(), masked_lm("bert")
+    monkeypatch.setattr(auxiliary_engine, "_builders", lambda *_: {"other": lambda: other})
+    engine = auxiliary_engine.choose(masked_lm("bert"), batch, MASK, torch.float32, name).engine
+    expected = engine(batch.input_ids, batch.positions)
+    monkeypatch.setattr(functional, "linear", lambda *_: pytest.fail("ZeRO's linear layer"))
+    assert torch.equal(engine(batch.input_ids, batch.positions), expected)
+
+
 @pytest.mark.parametrize(
     ("asked", "began_with", "taken"),
     [("auto", None, "auto"), ("auto", "compiled", "compiled"), ("plain", None, "plain")],
