@@ -53,7 +53,9 @@ class Scale:
 SCALES = {
     # For two cores without bfloat16 instructions: minutes an arm.
     "2x96": Scale(2, 1, 96, 4, 256, 64, 2_000, 16, 1.5e-3, 512, 100),
-    # For two cores with them: ten to twenty minutes an arm.
+    # For two cores with them, one an arm: five to ten minutes an arm.
+    "4x128": Scale(4, 2, 128, 4, 352, 64, 2_500, 32, 1.5e-3, 1024, 200),
+    # The same, on both: ten to twenty minutes an arm.
     "4x192": Scale(4, 2, 192, 4, 512, 64, 2_500, 64, 1.5e-3, 1024, 200),
     # For a GPU; has not been run.
     "12x256": Scale(12, 4, 256, 4, 704, 128, 50_000, 128, 5e-4, 1024, 1000),
