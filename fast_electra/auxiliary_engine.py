@@ -1,8 +1,8 @@
 """What the auxiliary model runs on: the fastest engine that gives what the plain one gives.
 
-`plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on rows of the corpus:
-the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of the
-tokens that were there. `compiled` is the plain engine through torch.compile, `injected` DeepSpeed's own kernels
+`plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on rows of the
+corpus: the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of
+the tokens that were there. `compiled` is the plain engine through torch.compile, `injected` DeepSpeed's own kernels
 (injection.py). One that cannot be built, or disagrees, is left out, and the run says why. On a CPU `auto` means
 `plain`: kernels are for GPUs alone, and compiling takes longer there than a start may. Engines round differently, so
 that a resumed run takes the engine that it began with.

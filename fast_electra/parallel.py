@@ -1,4 +1,4 @@
-"""The edge: the only module, with checkpoint.py, that knows of several processes and of DeepSpeed.
+"""The edge: with stop_vote.py, injection.py and checkpoint.py all that knows of several processes and of DeepSpeed.
 
 Models and objectives know of one process; here they meet the group, the ZeRO partitioning and the engines. A model
 built inside `building` under ZeRO-3 is split as it is made and never whole on one process; the frozen auxiliary model
@@ -8,6 +8,7 @@ is loaded outside of it and sits whole in a DeepSpeed-Inference engine of its ow
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
 from transformers.utils import logging as transformers_logging
 
-from fast_electra import deepspeed_config, operator_builds, preemption, slurm
+from fast_electra import deepspeed_config, operator_builds, preemption, shared_memory, slurm
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _TORCHS_LINEAR = functional.linear
@@ -48,7 +49,8 @@ def start(patience_minutes: float = 30.0) -> None:
     if local_rank() == 0:
         for lock in operator_builds.release_abandoned():
             print(f"removed {lock}: the start that was building this operator was killed", flush=True)  # noqa: T201
-    deepspeed.init_distributed(timeout=timedelta(minutes=patience_minutes), verbose=False)
+        shared_memory.release_abandoned()
+    _join(timedelta(minutes=patience_minutes))
     if device().type == "cpu":
         cores = os.environ.get("SLURM_CPUS_PER_TASK") if by_srun else None
         torch.set_num_threads(int(cores or 0) or max(1, len(os.sched_getaffinity(0)) // local_world_size()))
@@ -56,10 +58,32 @@ def start(patience_minutes: float = 30.0) -> None:
         get_accelerator().set_device(local_rank())
 
 
-def stop() -> None:
-    """Leave the process group together, so that none is cut off by another's exit."""
+def _join(patience: timedelta) -> None:
+    """Join the group; the memory that DeepSpeed shares within a machine is left to end with its processes."""
+    try:
+        deepspeed.init_distributed(timeout=patience, verbose=False)
+    except RuntimeError as error:  # a compiler that a signal to the whole process group has ended
+        if preemption.requested():
+            raise preemption.Preempted from error
+        raise
+    if device().type == "cpu":
+        dist.barrier()
+        shared_memory.unname(rank())
+
+
+def stop(status: int, patience_seconds: float = 60.0) -> int:
+    """Leave the process group together, so that none is cut off by another's exit; returns `status`.
+
+    All that a run leaves is written by then: where another process does not come within `patience_seconds`, this one
+    waits no longer and ends with `status`.
+    """
+    waited = threading.Timer(patience_seconds, os._exit, [status])
+    waited.daemon = True
+    waited.start()
     dist.barrier()
     dist.destroy_process_group()
+    waited.cancel()
+    return status
 
 
 def _free_port() -> int:
@@ -143,37 +167,6 @@ def on_rank_zero(action: Callable[[], Any]) -> None:
         raise preemption.Preempted
     if message is not None:
         raise ValueError(message)
-
-
-class StopVote:
-    """Whether any process wants to stop: asked after one step and answered after the next, the same on all of them.
-
-    The flags meet on the CPU in a group of their own while the step computes, so that no step waits for the vote and
-    the device is never asked.
-    """
-
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo")
-        self._flag = torch.zeros(1, dtype=torch.int32)
-        self._pending: dist.Work | None = None
-
-    def ask(self, wants_to_stop: bool) -> bool:
-        """Give this process's vote; returns whether any voted to stop the last time. All processes take part."""
-        answer = self._answer()
-        self._flag = torch.tensor([wants_to_stop], dtype=torch.int32)
-        self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return answer
-
-    def close(self) -> bool:
-        """The answer to the last vote; none is given after it."""
-        answer = self._answer()
-        dist.destroy_process_group(self._group)
-        return answer
-
-    def _answer(self) -> bool:
-        if self._pending is not None:
-            self._pending.wait()
-        return bool(self._flag[0])
 
 
 def anywhere(here: bool) -> bool:

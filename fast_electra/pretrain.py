@@ -36,6 +36,7 @@ from fast_electra.export import evaluated, export
 from fast_electra.progress import Progress, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
+from fast_electra.stop_vote import StopVote
 from fast_electra.watchdog import LONG, Watchdog, patience_minutes
 
 
@@ -117,7 +118,7 @@ def train(run: Run, progress: Progress) -> bool:
     config = run.config
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
     batches = prefetch(run.batches, spans(run), pin=parallel.device().type == "cuda")
-    vote, preempted = parallel.StopVote(), False
+    vote, preempted = StopVote(), False
     progress.watchdog.begin("starting to train", LONG)
     while run.position.step < end and not preempted:
         step = run.position.step

@@ -78,8 +78,7 @@ def main() -> int:
     if parallel.rank() == 0:
         done = summary(config.output, manifest) if manifest is not None else f"stopped; {failure.PRECOMPUTING.goes_on}"
         print(done, flush=True)
-    parallel.stop()
-    return 0 if manifest is not None else preemption.EXIT_STATUS
+    return parallel.stop(0 if manifest is not None else preemption.EXIT_STATUS)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def main() -> int:
         failure.leave(error)
     if parallel.rank() == 0:
         print(summary.describe(result) if "export" in result else summary.stopped(result), flush=True)
-    parallel.stop()
-    return preemption.EXIT_STATUS if result.get("preempted") else 0
+    return parallel.stop(preemption.EXIT_STATUS if result.get("preempted") else 0)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main() -> None:
         print(f"decays {decays}", flush=True)
         print(f"moved {sum(moved)}", flush=True)
         print(f"loss {float(loss)!r}", flush=True)
-    parallel.stop()
+    parallel.stop(0)
 
 
 main()

@@ -193,7 +193,7 @@ except DivergedError as error:
     text = str(error)
 rows = row_numbers(run, 2 * ROWS + MICRO, MICRO)
 print(f"rank {parallel.rank()}: {text[:7]} {rows} {text.count('not made')}\\n", end="", flush=True)
-parallel.stop()
+parallel.stop(0)
 """
 
 

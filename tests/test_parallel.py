@@ -37,7 +37,7 @@ with parallel.building(settings):
     model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
 share = parallel.local_weight_elements(model) / parallel.num_weights(model)
 print(f"rank {parallel.rank()} holds {share:.3f}", flush=True)
-parallel.stop()
+parallel.stop(0)
 """
 
 
@@ -191,7 +191,7 @@ try:
         fetch()
 except ValueError as error:
     print(error, flush=True)
-parallel.stop()
+parallel.stop(0)
 """
 
 
@@ -212,3 +212,24 @@ def test_one_process_of_a_machine_fetches_and_the_others_find_it_cached(name, li
     said = re.findall(r"rank \d (?:fetches|was refused)", done.stdout)
     assert said[0] == "rank 0 fetches"
     assert len(said) == lines, "a refusal of the first leaves none waiting"
+
+
+LEAVE = """
+import sys, time
+from fast_electra import parallel
+
+parallel.start()
+if parallel.rank() == 1:
+    time.sleep(120)
+parallel.stop(75, patience_seconds=2.0)
+"""
+
+
+def test_a_process_that_is_done_waits_a_bounded_time_for_one_that_does_not_come(tmp_path):
+    (tmp_path / "leave.py").write_text(LEAVE)
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29877", "leave.py"]
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 75, done.stderr[-3000:]

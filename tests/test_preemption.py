@@ -166,3 +166,23 @@ def test_a_long_stage_of_a_start_up_is_left_at_once():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", AT_ONCE], env=environment, timeout=20, check=False)
     assert done.returncode == 75
+
+
+def test_a_signal_in_the_building_of_an_operator_stops_the_start(tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "operators"))
+    output, log = tmp_path / "run", tmp_path / "log"
+    with launched(*LONG, f"--corpus={tiny_corpus}", f"--output={output}", log=log) as process:
+        wait_for(lambda: list(tmp_path.glob("operators/*/build.ninja")), process)
+        compilers = wait_for(lambda: building(process), process)
+        for each in compilers:
+            each.terminate()
+        assert process.wait(timeout=60) == preemption.EXIT_STATUS, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not (output / "checkpoints").exists()
+
+
+def building(process):
+    """A rank and the ninja below it, as a signal to the process group reaches both."""
+    every = psutil.Process(process.pid).children(recursive=True)
+    ninja = [each for each in every if each.name() == "ninja"]
+    return [ninja[0].parent(), *ninja] if ninja else []

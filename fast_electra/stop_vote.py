@@ -1,0 +1,35 @@
+"""A vote of all processes on stopping, which no step waits for."""
+
+import torch
+import torch.distributed as dist
+
+
+class StopVote:
+    """Whether any process wants to stop: asked after one step and answered after the next, the same on all of them.
+
+    The flags meet on the CPU in a group of their own while the step computes, so that no step waits for the vote and
+    the device is never asked.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._pending: dist.Work | None = None
+
+    def ask(self, wants_to_stop: bool) -> bool:
+        """Give this process's vote; returns whether any voted to stop the last time. All processes take part."""
+        answer = self._answer()
+        self._flag = torch.tensor([wants_to_stop], dtype=torch.int32)
+        self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def close(self) -> bool:
+        """The answer to the last vote; none is given after it."""
+        answer = self._answer()
+        dist.destroy_process_group(self._group)
+        return answer
+
+    def _answer(self) -> bool:
+        if self._pending is not None:
+            self._pending.wait()
+        return bool(self._flag[0])
