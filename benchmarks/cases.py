@@ -7,6 +7,8 @@ rate, and differ in the generator (auxiliary model) alone:
                                   rival; joint_decoupled counts the same FLOPs and has no line of its own there
   joint                           ELECTRA's: full depth, a third of the width (base) or a quarter; ELECTRA recipes only
   joint_gdes                      DeBERTaV3's: full width, half the depth
+  joint_plain                     ELECTRA's, or METRO's where the encoder cannot have that, as scripts are written
+                                  (plain_rival.py): outside the engine, the LM head on all positions; timed alone
 Words are made up (`tokenizer`), because nothing that is counted or timed depends on what they are.
 """
 
@@ -26,7 +28,8 @@ from fast_electra.encoder import transformers_config
 
 METHODS = ("frozen", "replay")
 RIVALS = ("joint_shallow", "joint", "joint_gdes")
-OBJECTIVES = (*METHODS, *RIVALS, "joint_decoupled", "two_stage", "unigram", "random", "mlm")
+PLAIN = "joint_plain"
+OBJECTIVES = (*METHODS, *RIVALS, "joint_decoupled", "two_stage", "unigram", "random", "mlm", PLAIN)
 WITHOUT_AUXILIARY = ("replay", "unigram", "random", "mlm")
 HEADS = ("masked", "all")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -48,6 +51,10 @@ class Case:
         for field, choices in known.items():
             if getattr(self, field) not in choices:
                 raise ValueError(_unknown(field, getattr(self, field), choices))
+        if self.objective == PLAIN and self.head != "all":
+            raise ValueError(
+                f"head {self.head!r}: {PLAIN} runs the LM head on all positions; write all, or leave it out"
+            )
         if self.vocab_size <= len(SPECIAL):
             raise ValueError(f"vocab_size = {self.vocab_size}: give more than the {len(SPECIAL)} special tokens")
 
@@ -72,8 +79,10 @@ def parse(name: str) -> Case:
         numbers = [int(part) for part in (*parts[2:4], *parts[5:])]
     except ValueError:
         raise ValueError(f"case {name!r}: the row length, vocabulary and micro-batch are whole numbers") from None
-    fields = (*parts[:2], *numbers[:2], *parts[4:5], *numbers[2:])
-    return Case(*fields)  # type: ignore[arg-type]
+    names = ("recipe", "objective", "sequence_length", "vocab_size", "head", "micro_batch_rows")
+    values = (*parts[:2], *numbers[:2], *parts[4:5], *numbers[2:])
+    head = "all" if parts[1] == PLAIN else "masked"
+    return Case(**{"head": head} | dict(zip(names, values, strict=False)))  # type: ignore[arg-type]
 
 
 def _unknown(field: str, value: str, choices: tuple[str, ...]) -> str:
@@ -92,7 +101,7 @@ def config(case: Case) -> Config:
     auxiliary = dataclasses.replace(recipe.auxiliary_model.encoder, max_positions=longest)
     return dataclasses.replace(
         recipe,
-        objective=case.objective,
+        objective=joint_of(case.recipe) if case.objective == PLAIN else case.objective,
         replacements="replacement paths, named when they are made" if case.objective == "replay" else "",
         data=dataclasses.replace(recipe.data, sequence_length=case.sequence_length, vocab_size=case.vocab_size),
         encoder=dataclasses.replace(recipe.encoder, max_positions=longest),
@@ -129,6 +138,11 @@ def tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **named)
 
 
+def joint_of(recipe: str) -> str:
+    """Our own joint objective that comes nearest to ELECTRA's: `joint` where the recipe's encoder can have it."""
+    return "joint" if "joint" in rivals(recipe) else "joint_shallow"
+
+
 def rivals(recipe: str) -> tuple[str, ...]:
     """The joint rivals that the recipe's encoder can have."""
     electra = recipes.get(recipe).encoder.model_type == "electra"
@@ -153,9 +167,15 @@ _TIMED = (*METHODS, "joint_shallow", "joint_gdes", "mlm")
 CONTESTS = {
     "cpu": (
         tuple(Case("small", objective, 128, 16_000, "masked", 16) for objective in _TIMED),
-        tuple(Case("base", objective, 512, 32_000, "masked", 2) for objective in _TIMED[:3]),
+        (
+            *(Case("base", objective, 512, 32_000, "masked", 2) for objective in _TIMED[:3]),
+            Case("base", PLAIN, 512, 32_000, "all", 2),
+        ),
     ),
-    "cuda": tuple(tuple(Case(recipe, objective) for objective in _TIMED) for recipe in ("base", "large")),
+    "cuda": tuple(
+        (*(Case(recipe, objective) for objective in _TIMED), Case(recipe, PLAIN, head="all"))
+        for recipe in ("base", "large")
+    ),
 }
 REPLAYED = {device: tuple(contest[0] for contest in contests) for device, contests in CONTESTS.items()}
 SIMULATED = tuple(Case(recipe, objective) for recipe in RECIPES for objective in (*METHODS, *rivals(recipe), "mlm"))

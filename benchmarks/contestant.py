@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, material
+from benchmarks import cases, material, plain_rival
 from benchmarks.cases import Case
 from fast_electra import parallel, setup_run
 from fast_electra.batches import Batches
@@ -102,11 +102,14 @@ def build(
 ) -> Contestant:
     """The case on this process's device under DeepSpeed's `settings`; `scratch` is a folder for models.
 
-    Raises ValueError for an LM head on all positions, and where the corpus has another vocabulary.
+    The plain rival takes no `settings` and is never compiled. Raises ValueError for an LM head on all positions in any
+    other case, and where the corpus has another vocabulary.
     """
     config = _config(case, scratch, variant)
     num_rows = _UPDATES * config.run.batch_rows + config.data.held_out_rows
     batches = material.few_rows(case, config.data, num_rows, corpus)
+    if case.objective == cases.PLAIN:
+        return Contestant(case, plain_rival.build(case, config, batches))
     folder = scratch / f"auxiliary-{case.recipe}-{case.sequence_length}-{case.vocab_size}"
     setup_run.on_rank_zero(lambda: Path(config.output).mkdir(parents=True, exist_ok=True))
     if config.needs_auxiliary or config.objective == "replay":
@@ -119,8 +122,8 @@ def build(
 
 
 def _config(case: Case, scratch: Path, variant: Variant) -> Config:
-    config, output = cases.config(case), scratch / case.name.replace("/", "-")
-    if case.head != "masked":
+    config, output, plain = cases.config(case), scratch / case.name.replace("/", "-"), case.objective == cases.PLAIN
+    if case.head != "masked" and not plain:
         raise ValueError(f"case {case.name!r}: training runs the LM head on masked positions only; measure that")
     rows, draws = config.run.micro_batch_rows, int(config.objective == "replay")
     return dataclasses.replace(
@@ -135,7 +138,7 @@ def _config(case: Case, scratch: Path, variant: Variant) -> Config:
             config.run,
             batch_rows=rows * variant.micro_batches * parallel.world_size(),
             steps=10**6,
-            compile=variant.compiled,
+            compile=variant.compiled and not plain,
         ),
     )
 

@@ -44,7 +44,7 @@ def count(case: Case) -> Row:
     main, generator = cases.shapes(case)
     num_masked = settings.data.num_masked if case.head == "masked" else case.sequence_length
     counted = flops.training_step(
-        case.objective,
+        settings.objective,
         main,
         generator,
         batch_rows=settings.run.micro_batch_rows,

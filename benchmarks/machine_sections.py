@@ -95,7 +95,7 @@ def throughput_section(found: Sequence[Row], folder: Path) -> list[str]:
             (_speed_cells(row) for row in members),
         )
         absent = [each for each in (*METHODS, *cases.rivals(shared["recipe"])) if not _has(members, each)]
-        if absent:
+        if absent and not _has(members, cases.PLAIN):
             lines += [f"Not measured here: {', '.join(absent)}.", ""]
     lines += [*formulas(rows.select(found, "throughput")), "![Tokens per second](throughput.png)", ""]
     return [*lines, *_leads(rows.select(found, "speed"))]
@@ -106,9 +106,10 @@ def _has(members: Sequence[Row], objective: str) -> bool:
 
 
 def _conditions(shared: Row) -> str:
+    engine = f"ZeRO-{shared['zero_stage']}" if shared["zero_stage"] else "no engine"
     return (
         f"{shared['micro_batch_rows']} rows of {shared['sequence_length']} a process, vocabulary "
-        f"{length(shared['vocab_size'])}, {shared['dtype']}, ZeRO-{shared['zero_stage']}, "
+        f"{length(shared['vocab_size'])}, LM head on {shared['head']} positions, {shared['dtype']}, {engine}, "
         f"{'compiled' if shared['compiled'] else 'not compiled'}, {machine(shared)}"
     )
 
@@ -123,7 +124,7 @@ def _speed_cells(row: Row) -> tuple[object, ...]:
         f"{percent(vendor)} of {row['vendor_peak_tflops']:,.0f} TFLOP/s" if vendor else "none",
         f"{percent(row['mfu_measured'])} of {row['measured_peak_tflops']:,.3g} TFLOP/s",
         f"{peak:.3f}",
-        "bf16 only" if simulated is None else f"{simulated:.3f} ({percent(simulated / peak - 1)})",
+        "not simulated" if simulated is None else f"{simulated:.3f} ({percent(simulated / peak - 1)})",
     )
 
 

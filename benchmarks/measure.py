@@ -10,6 +10,7 @@ turns of the same run, beside the vendor's figure.
 
 import argparse
 import gc
+import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -48,13 +49,14 @@ def measure(
 ) -> list[Row]:
     """A row for each case, timed in turn over `turns` turns of `steps` updates each. All processes take part.
 
-    `compiled` has each case as it is (False), through torch.compile (True), or both.
+    `compiled` has each case as it is (False), through torch.compile (True), or both; the plain rival is never compiled.
     """
     parallel.start()
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(parallel.from_rank_zero(scratch))
-        contestants = [_ready(case, settings, folder / str(each), corpus, each) for case in wanted for each in compiled]
+        ways = [(case, each) for case in wanted for each in (compiled if case.objective != cases.PLAIN else (False,))]
+        contestants = [_ready(case, settings, folder / str(each), corpus, each) for case, each in ways]
         for turn in range(turns):
             peaks.append(_matrix_product_flops(contestants[0].dtype))
             for each in contestants:
@@ -63,7 +65,8 @@ def measure(
                 name = each.case.name + (" compiled" if each.run.config.run.compile else "")
                 _tell(f"turn {turn + 1}/{turns}  {name:<53} {speed:>10,.0f} tokens/s")
         parallel.barrier()
-    made = [_row(each, settings, median(peaks)) for each in contestants]
+    contest = {"contest": secrets.token_hex(4)}  # rows of one contest were timed in turn, and only they were
+    made = [_row(each, settings, median(peaks)) | contest for each in contestants]
     for each in contestants:
         each.close()
     return made
@@ -108,7 +111,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
         "micro_batch_rows": each.run.engine.train_micro_batch_size_per_gpu(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
-        "zero_stage": deepspeed_config.zero_stage(settings),
+        "zero_stage": 0 if each.case.objective == cases.PLAIN else deepspeed_config.zero_stage(settings),
         "num_processes": parallel.world_size(),
         "dtype": precision.name(each.dtype),
         "compiled": each.run.config.run.compile,
@@ -132,9 +135,9 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
 
 
 def _simulated_gib(each: Contestant, settings: dict[str, Any]) -> float | None:
-    """The peak that a simulation of the same step expects, DeepSpeed's buffer added; None unless it computes in bf16,
-    which is what is simulated."""
-    if each.dtype != torch.bfloat16:
+    """The peak that a simulation of the same step expects, DeepSpeed's buffer added; None for what is not simulated:
+    the plain rival, and what does not compute in bf16."""
+    if each.dtype != torch.bfloat16 or each.case.objective == cases.PLAIN:
         return None
     kernel = attention_kernel(each.run.config.encoder, each.case.sequence_length, parallel.device())
     bucket = settings.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)

@@ -24,6 +24,7 @@ from benchmarks import (
     quality_sections,
     replay_section,
     rows,
+    targets,
 )
 from benchmarks.markdown import table
 from benchmarks.rows import Row
@@ -36,6 +37,7 @@ SECTIONS = (
     cost_sections.flops_section,
     machine_sections.memory_section,
     machine_sections.throughput_section,
+    targets.target_section,
     engine_section.engine_section,
     replay_section.replay_section,
     cost_sections.total_cost_section,
@@ -71,6 +73,7 @@ def gather(folder: Path, others: Sequence[Path], mixed_code: bool = False) -> li
         *comparisons.memory_savings(simulated),
         *per_gpu.per_gpu_all(simulated),
         *comparisons.speeds(measured),
+        *targets.targets(measured),
     ]
 
 

@@ -29,7 +29,9 @@ _PATH = tuple(
         *("parallel", "pretrain", "randomness", "run_flops", "setup_run", "statistic", "temperature"),
     )
 )
-_TIMED = tuple(f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "simulate"))
+_TIMED = tuple(
+    f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "plain_rival", "simulate")
+)
 _REPLAYED = (*_MODELS, *_PATH, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
