@@ -32,12 +32,16 @@ PLAIN = "joint_plain"
 OBJECTIVES = (*METHODS, *RIVALS, "joint_decoupled", "two_stage", "unigram", "random", "mlm", PLAIN)
 WITHOUT_AUXILIARY = ("replay", "unigram", "random", "mlm")
 HEADS = ("masked", "all")
+CHECKPOINTING = "+checkpointing"  # at the end of a case's name
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True, order=True)
 class Case:
-    """One thing to count, simulate or time; `micro_batch_rows` 0 means the recipe's."""
+    """One thing to count, simulate or time; `micro_batch_rows` 0 means the recipe's.
+
+    `activation_checkpointing` is that of a run; it changes memory and time, and no count of FLOPs.
+    """
 
     recipe: str
     objective: str
@@ -45,12 +49,15 @@ class Case:
     vocab_size: int = 32_000
     head: str = "masked"
     micro_batch_rows: int = 0
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         known = {"recipe": tuple(recipes.RECIPES), "objective": OBJECTIVES, "head": HEADS}
         for field, choices in known.items():
             if getattr(self, field) not in choices:
                 raise ValueError(_unknown(field, getattr(self, field), choices))
+        if self.objective == PLAIN and self.activation_checkpointing:
+            raise ValueError(f"{CHECKPOINTING}: {PLAIN} is as scripts are written, and they keep what they compute")
         if self.objective == PLAIN and self.head != "all":
             raise ValueError(
                 f"head {self.head!r}: {PLAIN} runs the LM head on all positions; write all, or leave it out"
@@ -60,9 +67,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """`base/frozen/512/32000/masked`, and the micro-batch where it is not the recipe's."""
+        """`base/frozen/512/32000/masked`, the micro-batch where it is not the recipe's, and `+checkpointing`."""
         rows = f"/{self.micro_batch_rows}" if self.micro_batch_rows else ""
-        return f"{self.recipe}/{self.objective}/{self.sequence_length}/{self.vocab_size}/{self.head}{rows}"
+        ending = rows + (CHECKPOINTING if self.activation_checkpointing else "")
+        return f"{self.recipe}/{self.objective}/{self.sequence_length}/{self.vocab_size}/{self.head}{ending}"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -72,9 +80,11 @@ class Case:
 
 def parse(name: str) -> Case:
     """The case of a name, its end left out where it is the default. Raises ValueError for one that is not known."""
-    parts = name.split("/")
+    parts = name.removesuffix(CHECKPOINTING).split("/")
     if not 2 <= len(parts) <= 6:
-        raise ValueError(f"case {name!r}: write recipe/objective[/sequence_length[/vocab_size[/head]]]")
+        raise ValueError(
+            f"case {name!r}: write recipe/objective[/sequence_length[/vocab_size[/head]]][{CHECKPOINTING}]"
+        )
     try:
         numbers = [int(part) for part in (*parts[2:4], *parts[5:])]
     except ValueError:
@@ -82,7 +92,8 @@ def parse(name: str) -> Case:
     names = ("recipe", "objective", "sequence_length", "vocab_size", "head", "micro_batch_rows")
     values = (*parts[:2], *numbers[:2], *parts[4:5], *numbers[2:])
     head = "all" if parts[1] == PLAIN else "masked"
-    return Case(**{"head": head} | dict(zip(names, values, strict=False)))  # type: ignore[arg-type]
+    fields = {"head": head, "activation_checkpointing": name.endswith(CHECKPOINTING)}
+    return Case(**fields | dict(zip(names, values, strict=False)))  # type: ignore[arg-type]
 
 
 def _unknown(field: str, value: str, choices: tuple[str, ...]) -> str:
@@ -106,7 +117,11 @@ def config(case: Case) -> Config:
         data=dataclasses.replace(recipe.data, sequence_length=case.sequence_length, vocab_size=case.vocab_size),
         encoder=dataclasses.replace(recipe.encoder, max_positions=longest),
         auxiliary_model=dataclasses.replace(recipe.auxiliary_model, encoder=auxiliary),
-        run=dataclasses.replace(recipe.run, micro_batch_rows=case.micro_batch_rows or recipe.run.micro_batch_rows),
+        run=dataclasses.replace(
+            recipe.run,
+            micro_batch_rows=case.micro_batch_rows or recipe.run.micro_batch_rows,
+            activation_checkpointing=case.activation_checkpointing,
+        ),
     )
 
 

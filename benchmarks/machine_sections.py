@@ -110,7 +110,8 @@ def _conditions(shared: Row) -> str:
     return (
         f"{shared['micro_batch_rows']} rows of {shared['sequence_length']} a process, vocabulary "
         f"{length(shared['vocab_size'])}, LM head on {shared['head']} positions, {shared['dtype']}, {engine}, "
-        f"{'compiled' if shared['compiled'] else 'not compiled'}, {machine(shared)}"
+        f"{'compiled' if shared['compiled'] else 'not compiled'}, "
+        f"{'activations computed again, ' if shared['activation_checkpointing'] else ''}{machine(shared)}"
     )
 
 

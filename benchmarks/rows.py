@@ -124,7 +124,8 @@ def _measurement(row: Row) -> tuple[Any, ...]:
     """What tells two measurements apart: all but the outcome."""
     names = ("kind", "recipe", "objective", "sequence_length", "vocab_size", "head", "micro_batch_rows", "device")
     names += ("threads", "zero_stage", "num_processes", "compiled", "dtype", "corpus", "arm", "seed", "scale", "engine")
-    return tuple(row.get(name) for name in names)
+    names += ("activation_checkpointing",)
+    return tuple(row.get(name) or None for name in names)  # an older row lacks what was not there to choose
 
 
 def select(rows: Iterable[Row], kind: str, **fields: Any) -> list[Row]:

@@ -88,7 +88,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     for row in found:
         name = f"{row['recipe']}/{row['objective']}/{row['sequence_length']}/{row['vocab_size']}"
-        print(f"{name:<40} {row['micro_batch_rows']:>4} rows {row['peak_memory_gib']:8.2f} GiB")
+        name += cases.CHECKPOINTING if row["activation_checkpointing"] else ""
+        print(f"{name:<48} {row['micro_batch_rows']:>4} rows {row['peak_memory_gib']:8.2f} GiB")
     return 0
 
 

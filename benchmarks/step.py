@@ -21,6 +21,7 @@ from fast_electra import decoupled, joint, objectives
 from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm, draw
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config
+from fast_electra.encoder import recompute_activations
 from fast_electra.objectives import Objective
 
 
@@ -78,6 +79,8 @@ def build(case: Case, device: torch.device, attention: str = "sdpa") -> tuple[Ob
             auxiliary = TorchUniforms(frozen, words, settings.seed)
             objective = objectives.Frozen(auxiliary, settings.temperature, settings.data.mask_rate)
         module = objective.module(shape, attention, torch.bfloat16).train()
+    if case.activation_checkpointing:
+        recompute_activations(module)
     return objective, module, frozen
 
 
@@ -149,6 +152,8 @@ def run(case: Case, device: torch.device, memory: LiveMemory, attention: str = "
         if isinstance(objective, decoupled.Decoupled):
             with torch.device(device):
                 generator = objective.generator_module(attention, torch.bfloat16).train()
+            if case.activation_checkpointing:
+                recompute_activations(generator)
             objective.generator = Trained(generator, memory)
             engines.append(objective.generator)
     rows = batch(case, device)

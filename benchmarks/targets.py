@@ -16,7 +16,8 @@ from benchmarks.rows import Row
 
 OVER_PLAIN, OVER_JOINT = 2.5, 1.3
 _SAME = ("contest", "recipe", "sequence_length", "vocab_size", "micro_batch_rows")
-_MACHINE = ("device", "num_processes", "threads", "dtype", "compiled", "hardware")
+_WAYS = ("compiled", "activation_checkpointing")
+_MACHINE = ("device", "num_processes", "threads", "dtype", "hardware")
 FORMULA = (
     "tokens/s(method) / tokens/s(rival) of each turn of one contest, median (lowest to highest); met where the median "
     "is at least the target"
@@ -33,7 +34,7 @@ def targets(found: Sequence[Row]) -> list[Row]:
             {
                 "kind": "target",
                 **{name: ours[name] for name in _SAME},
-                **{name: ours[name] for name in _MACHINE},
+                **{name: ours.get(name) for name in (*_MACHINE, *_WAYS)},
                 "method": ours["objective"],
                 "rival": theirs["objective"],
                 "target": wanted,
@@ -56,7 +57,8 @@ def _pairs(measured: Sequence[Row]) -> Iterator[tuple[Row, Row, float]]:
         beside = [row for row in measured if all(row[name] == ours[name] for name in _SAME)]
         yield from ((ours, row, OVER_PLAIN) for row in beside if row["objective"] == PLAIN)
         joint = [row for row in beside if row["objective"] == cases.joint_of(ours["recipe"])]
-        yield from ((ours, row, OVER_JOINT) for row in joint if row["compiled"] == ours["compiled"])
+        alike = [row for row in joint if all(row.get(name) == ours.get(name) for name in _WAYS)]
+        yield from ((ours, row, OVER_JOINT) for row in alike)
 
 
 def target_section(found: Sequence[Row], folder: Path) -> list[str]:
@@ -81,7 +83,7 @@ def target_section(found: Sequence[Row], folder: Path) -> list[str]:
             (
                 f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, {length(row['vocab_size'])}, "
                 f"{row['dtype']}, {machine(row)}",
-                row["method"] + (" compiled" if row["compiled"] else ""),
+                row["method"] + "".join(f", {way.replace('_', ' ')}" for way in _WAYS if row[way]),
                 row["rival"],
                 f"{row['ratio']:.3f} ({row['ratio_lowest']:.3f} to {row['ratio_highest']:.3f})",
                 row["target"],

@@ -171,6 +171,7 @@ class RunConfig:
 
     The last `keep_checkpoints` stay, and those at multiples of `keep_every` steps (0: none). `stop_at_step` ends a
     start early, saved (0: no). `dtype` is bfloat16, float32, or auto: bfloat16 where the hardware multiplies it.
+    `activation_checkpointing` keeps a layer's input alone and computes the rest again in backward: memory for time.
     `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
 
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
@@ -188,6 +189,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     keep_every: int = 0
     compile: bool = False
+    activation_checkpointing: bool = False
     stop_at_step: int = 0
     dtype: str = "auto"
     blimp: str = ""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModel,
     BertConfig,
@@ -85,6 +86,24 @@ def with_new_weights(
         model = make(config, **settings)
     model.init_weights()
     return model
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Have the layers of all stock models in `module` keep their inputs alone and compute the rest again in backward.
+
+    Losses and gradients are the same, dropout included. Raises ValueError for a model whose layers cannot do it.
+    """
+    models = [each for each in module.modules() if isinstance(each, PreTrainedModel)]
+    within = {id(each) for model in models for each in model.modules() if each is not model}
+    for model in (each for each in models if id(each) not in within):
+        if not model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"run.activation_checkpointing = True: {type(model).__name__} cannot compute its layers again; leave "
+                "it out, or choose another encoder.model_type"
+            )
+        # Before transformers 5.23 it has the older name alone, from then on that one warns.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
 
 
 def attention_kernel(

@@ -28,6 +28,7 @@ _FREE = {
     "auxiliary_gate",
     "data.verify",
     "output",
+    "run.activation_checkpointing",
     "run.blimp",
     "run.blimp_pairs",
     "run.compile",

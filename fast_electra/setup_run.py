@@ -36,7 +36,7 @@ from fast_electra.batches import Batches
 from fast_electra.checkpoint import START, Position
 from fast_electra.config import Config, TemperatureConfig
 from fast_electra.decoupled import Decoupled
-from fast_electra.encoder import attention_kernel, transformers_config
+from fast_electra.encoder import attention_kernel, recompute_activations, transformers_config
 from fast_electra.joint import Joint
 from fast_electra.objectives import Objective
 from fast_electra.parallel import on_rank_zero
@@ -199,6 +199,8 @@ def _engine(
     torch.manual_seed(config.seed)
     with parallel.building(settings):
         module = make(_attention(config), dtype_of(config))
+    if config.run.activation_checkpointing:
+        recompute_activations(module)
     num_weights = parallel.num_weights(module)
     kept = config.run.keep_checkpoints + (config.run.steps // config.run.keep_every if config.run.keep_every else 0)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (kept + 1)

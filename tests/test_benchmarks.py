@@ -43,7 +43,8 @@ ORIGIN: dict[str, Any] = {
 
 def test_a_case_is_found_by_its_name() -> None:
     assert cases.parse("base/frozen") == Case("base", "frozen")
-    for case in (*cases.COUNTED, *cases.SIMULATED, TINY):
+    assert cases.parse("base/frozen+checkpointing") == Case("base", "frozen", activation_checkpointing=True)
+    for case in (*cases.COUNTED, *cases.SIMULATED, TINY, replace(TINY, activation_checkpointing=True)):
         assert cases.parse(case.name) == case
 
 
@@ -109,15 +110,16 @@ def test_live_memory_counts_each_storage_once_until_it_is_gone() -> None:
     assert sum(memory.peaks["all"].values()) == 8000
 
 
-def test_fake_and_real_steps_hold_the_same_bytes() -> None:
-    peaks = []
+@pytest.mark.parametrize("recompute", [False, True])
+def test_fake_and_real_steps_hold_the_same_bytes(recompute: bool) -> None:
+    peaks, case = [], replace(TINY, activation_checkpointing=recompute)
     for fake in (True, False):
         memory = LiveMemory()
         if fake:
             with FakeTensorMode():
-                step.run(TINY, CPU, memory)
+                step.run(case, CPU, memory)
         else:
-            step.run(TINY, CPU, memory)
+            step.run(case, CPU, memory)
         peaks.append(memory.peaks)
     for phase, expected in peaks[1].items():
         assert peaks[0][phase] == pytest.approx(expected, rel=0.01, abs=1000)
@@ -158,6 +160,17 @@ def test_a_joint_generator_costs_memory_that_a_frozen_one_does_not() -> None:
     assert peaks["joint_shallow"]["peak_bytes"]["activations"] > peaks["frozen"]["peak_bytes"]["activations"]
     extra = peaks["frozen"]["peak_memory_gib"] - peaks["replay"]["peak_memory_gib"]
     assert extra * 2**30 == pytest.approx(peaks["frozen"]["peak_bytes"]["auxiliary"], rel=0.05)
+
+
+@pytest.mark.parametrize("objective", ["frozen", "joint_shallow", "joint_decoupled"])
+def test_layers_computed_again_save_activations_and_nothing_else(objective: str) -> None:
+    case = replace(TINY, objective=objective)
+    kept, again = (simulate(replace(case, activation_checkpointing=each)) for each in (False, True))
+    names = ("parameters", "optimizer", "auxiliary")
+    assert [again["peak_bytes"][name] for name in names] == [kept["peak_bytes"][name] for name in names]
+    assert again["backward_bytes"]["activations"] < 0.3 * kept["backward_bytes"]["activations"]
+    assert again["peak_memory_gib"] < kept["peak_memory_gib"]
+    assert costs.count(case)["parts"] == costs.count(replace(case, activation_checkpointing=True))["parts"]
 
 
 def test_two_optimizers_hold_what_one_holds_but_the_shared_embeddings() -> None:

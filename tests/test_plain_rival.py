@@ -29,6 +29,8 @@ def test_the_plain_rival_is_named_with_its_head_on_all_positions() -> None:
     assert cases.parse(TINY.name) == TINY
     with pytest.raises(ValueError, match=r"head 'masked': joint_plain runs the LM head on all positions"):
         replace(TINY, head="masked")
+    with pytest.raises(ValueError, match=r"\+checkpointing: joint_plain is as scripts are written"):
+        cases.parse("base/joint_plain+checkpointing")
 
 
 def test_its_generator_has_electras_shape_where_the_encoder_can_have_it() -> None:

@@ -26,6 +26,7 @@ def timed(objective: str, speeds: list[float], **changes: Any) -> Row:
         "threads": 2,
         "dtype": "bfloat16",
         "compiled": False,
+        "activation_checkpointing": False,
         "hardware": {"cpu": "some"},
         "tokens_per_second_all": speeds,
         "code": "a1",
@@ -54,6 +55,12 @@ def test_compiled_methods_meet_the_plain_rival_as_it_is_and_joint_training_as_th
     assert made[True, "joint_plain"]["met"]
     assert made[False, "joint_shallow"]["met"], "exactly the target is enough"
     assert made[True, "joint_shallow"]["ratio"] == pytest.approx(260 / 190)
+
+
+def test_a_method_that_computes_layers_again_is_held_against_joint_training_that_does() -> None:
+    found = [timed(name, [1.0], activation_checkpointing=way) for name in ("frozen", "joint_shallow") for way in (0, 1)]
+    (kept, again) = targets.targets(found)
+    assert (kept["activation_checkpointing"], again["activation_checkpointing"]) == (0, 1)
 
 
 @pytest.mark.parametrize("apart", ["contest", "recipe", "micro_batch_rows"])
