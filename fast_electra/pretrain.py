@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,9 @@ def evaluate(run: Run) -> dict[str, float]:
         start = first + parallel.rank() * micro
         rows = min(micro, run.batches.num_held_out - start)
         batch = run.batches.held_out(start if rows > 0 else 0, max(rows, 1)).to(parallel.device())
-        inputs = run.objective.evaluation_inputs(batch)
-        _, *outputs = run.engine(*inputs)
+        with compiled(rows == micro):
+            inputs = run.objective.evaluation_inputs(batch)
+            _, *outputs = run.engine(*inputs)
         counts = run.objective.counts(outputs, inputs) * (rows > 0)
         total = counts if total is None else total + counts
     grammar = grammar_accuracy(run) if run.pairs else {}
@@ -191,12 +193,19 @@ def evaluate(run: Run) -> dict[str, float]:
     return run.objective.report(parallel.sum_over_processes(total).cpu()) | grammar
 
 
+def compiled(usual: bool) -> AbstractContextManager[Any]:
+    """Inside, what is compiled runs as it is unless its sizes are the usual ones: a graph for others takes a minute to
+    make, for the few rows or seldom lengths of an evaluation."""
+    return torch.compiler.set_stance("default" if usual else "force_eager")
+
+
 def grammar_accuracy(run: Run) -> dict[str, float]:
     """BLiMP's accuracy by the engine as it is: `blimp`, and `blimp_FIELD` for each field."""
     share = (parallel.rank(), parallel.world_size())
     ask = partial(run.objective.token_scores, run.engine)
     how = blimp.Score(ask, run.tokenizer.all_special_ids, parallel.device(), share)
-    scores = blimp.sentence_scores(blimp.encode(run.pairs, run.tokenizer), how).to(parallel.device())
+    with compiled(False):
+        scores = blimp.sentence_scores(blimp.encode(run.pairs, run.tokenizer), how).to(parallel.device())
     found = blimp.report(run.pairs, parallel.sum_over_processes(scores).cpu())
     return {"blimp": found["accuracy"]} | {f"blimp_{name}": value for name, value in found["fields"].items()}
 
@@ -224,8 +233,10 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
     held_out = evaluate(run)
     progress.write({"step": run.position.step, "held_out": held_out})
     sample = run.batches.held_out(0, min(8, run.batches.num_held_out)).to(parallel.device())
-    inputs = run.objective.evaluation_inputs(sample)
-    exported = run.objective.exports(run.engine.module, sample, inputs, evaluated(run.engine, inputs))
+    with compiled(False):
+        inputs = run.objective.evaluation_inputs(sample)
+        outputs = evaluated(run.engine, inputs)
+    exported = run.objective.exports(run.engine.module, sample, inputs, outputs)
     folders = {name: Path(config.output) / name for name in exported}
     differences = {name: export(run.engine, run.tokenizer, folders[name], each) for name, each in exported.items()}
     tokens = run.position.rows_seen * config.data.sequence_length

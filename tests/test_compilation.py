@@ -1,0 +1,132 @@
+"""Compiled runs on the real engine: what is compiled, when, and that it computes what is computed without."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partialmethod
+from unittest.mock import patch
+
+import deepspeed
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from fast_electra import parallel, pretrain, recipes, setup_run
+from fast_electra.progress import Progress
+from fast_electra.watchdog import Watchdog
+
+
+@pytest.fixture
+def quick_backend(monkeypatch):
+    """Graphs are found, guarded and differentiated as always, and not turned into C++."""
+    quick = partialmethod(deepspeed.DeepSpeedEngine.compile, backend="aot_eager")
+    monkeypatch.setattr(deepspeed.DeepSpeedEngine, "compile", quick)
+
+
+def make_run(output, corpus, stage=1, objective="random", **of_run):
+    """A run of six updates of two micro-batches of 4 rows; the 10 held-out rows do not fill their last one."""
+    parallel.start()
+    demo = recipes.get("demo")
+    rhythm = {"steps": 6, "batch_rows": 8, "micro_batch_rows": 4, "log_every": 1, "evaluate_every": 2, "save_every": 6}
+    config = replace(
+        demo,
+        objective=objective,
+        output=str(output),
+        corpus=str(corpus),
+        encoder=replace(demo.encoder, num_layers=2, hidden_size=32, num_heads=2, intermediate_size=48),
+        data=replace(demo.data, sequence_length=32, held_out_rows=10),
+        run=replace(demo.run, **{**rhythm, "dtype": "float32", "hang_minutes": 0, "compile": True, **of_run}),
+    )
+    output.mkdir()
+    settings = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    with patch.object(setup_run, "_matrix_product_flops", lambda *_: torch.tensor(1e12)):  # no speed is measured here
+        return setup_run.build(config, settings, setup_run.open_batches(config))
+
+
+def graphs_by_moment(run):
+    """Train and finish the run; graphs compiled by the end of each update and of each evaluation, in their order."""
+    torch._dynamo.reset()
+    counters.clear()
+    found, update, evaluate = [], Progress.end_update, pretrain.evaluate
+
+    def then_count(name, action):
+        def counted(*args):
+            result = action(*args)
+            found.append((name, counters["stats"]["unique_graphs"]))
+            return result
+
+        return counted
+
+    progress = Progress(run, Watchdog(0))
+    with (
+        patch.object(Progress, "end_update", then_count("update", update)),
+        patch.object(pretrain, "evaluate", then_count("evaluation", evaluate)),
+    ):
+        pretrain.train(run, progress)
+        pretrain.finish(run, progress)
+    found.append(("export", counters["stats"]["unique_graphs"]))
+    for engine in run.engines:
+        engine.destroy()
+    return found
+
+
+MOMENTS = [*(["update"] * 2 + ["evaluation"]) * 3, "export"]
+
+
+def compiled_late(found):
+    """Graphs compiled after the first update and the first evaluation."""
+    assert [name for name, _ in found] == MOMENTS
+    numbers = [number for _, number in found]
+    return (numbers[1] - numbers[0]) + (numbers[-1] - numbers[2])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("objective", ["random", "joint_shallow", "joint_decoupled", "mlm"])
+def test_nothing_is_compiled_after_the_first_update_and_evaluation(
+    objective, checkpointing, tiny_corpus, tmp_path, quick_backend
+):
+    found = graphs_by_moment(
+        make_run(tmp_path / "run", tiny_corpus, objective=objective, activation_checkpointing=checkpointing)
+    )
+    assert compiled_late(found) == 0, found
+    trained = 2 if objective == "joint_decoupled" else 1
+    assert (found[0][1], found[-1][1]) == (trained, 2 * trained), "a model is one graph, and one more for evaluation"
+
+
+def test_rows_that_do_not_fill_a_micro_batch_would_be_a_graph_of_their_own(
+    tiny_corpus, tmp_path, quick_backend, monkeypatch
+):
+    """What the tests above would count if evaluations compiled whatever comes."""
+    monkeypatch.setattr(pretrain, "compiled", lambda usual: nullcontext())
+    assert graphs_by_moment(make_run(tmp_path / "run", tiny_corpus))[2][1] == 3
+
+
+def test_zero_3_compiles_nothing_late_either(tiny_corpus, tmp_path, quick_backend):
+    assert compiled_late(graphs_by_moment(make_run(tmp_path / "run", tiny_corpus, stage=3))) == 0
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_late_by_the_backend_of_a_run(tiny_corpus, tmp_path):
+    assert compiled_late(graphs_by_moment(make_run(tmp_path / "run", tiny_corpus))) == 0
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_compiled_step_that_computes_layers_again_is_the_plain_one(stage, tiny_corpus, tmp_path, quick_backend):
+    found = []
+    for compiled in (False, True):
+        run = make_run(
+            tmp_path / str(compiled), tiny_corpus, stage, compile=compiled, activation_checkpointing=compiled
+        )
+        torch._dynamo.reset()  # or what earlier tests compiled counts towards a limit, beyond which nothing is
+        counters.clear()
+        batch = run.batches.training(0, 4)
+        loss, *_ = run.engine(*run.objective.inputs(batch, 0.5))
+        run.engine.backward(loss)
+        gradients = [deepspeed.utils.safe_get_full_grad(weight) for weight in run.engine.module.parameters()]
+        found.append((loss.detach(), gradients))
+        assert (counters["stats"]["unique_graphs"] > 0) == compiled
+        run.engine.destroy()
+    (loss, gradients), (other_loss, others) = found
+    torch.testing.assert_close(loss, other_loss)
+    assert len(gradients) == len(others) > 10
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
