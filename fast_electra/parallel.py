@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from fast_electra import deepspeed_config, operator_builds, preemption, shared_memory, slurm
@@ -217,10 +218,20 @@ def _draw_gathered(draw: Callable[[nn.Module], None], module: nn.Module) -> None
         draw(module)
 
 
-def training_engine(module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Engine:
-    """DeepSpeed's engine around a module and its parameter groups."""
+def training_engine(
+    module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any], compiled: bool = False
+) -> Engine:
+    """DeepSpeed's engine around a module and its parameter groups, through torch.compile if `compiled`.
+
+    ZeRO-3's hooks break a graph at every module that has them, so that a compiled layer is gathered as a whole.
+    """
+    layers = {type(each) for each in module.modules() if isinstance(each, GradientCheckpointingLayer)}
+    if compiled and layers and deepspeed_config.zero_stage(settings) == 3:
+        set_z3_leaf_modules(module, list(layers))
     with _buffers_kept(module):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
+    if compiled:
+        engine.compile()
     return engine
 
 

@@ -208,10 +208,7 @@ def _engine(
     on_rank_zero(lambda: run_folder.require_space(config.output, needed))
     on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))
     groups = optim.parameter_groups(module, config.optimizer.weight_decay)
-    engine = parallel.training_engine(module, groups, settings)
-    if config.run.compile:
-        engine.compile()  # type: ignore[attr-defined]
-    return engine, num_weights
+    return parallel.training_engine(module, groups, settings, config.run.compile), num_weights
 
 
 def _matrix_product_flops(dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """Compiled runs on the real engine: what is compiled, when, and that it computes what is computed without."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partialmethod
@@ -8,6 +9,7 @@ from unittest.mock import patch
 import deepspeed
 import pytest
 import torch
+from conftest import TINY, launch, metrics
 from torch._dynamo.utils import counters
 
 from fast_electra import parallel, pretrain, recipes, setup_run
@@ -22,7 +24,7 @@ def quick_backend(monkeypatch):
     monkeypatch.setattr(deepspeed.DeepSpeedEngine, "compile", quick)
 
 
-def make_run(output, corpus, stage=1, objective="random", **of_run):
+def make_run(output, corpus, stage=1, objective="random", num_layers=2, **of_run):
     """A run of six updates of two micro-batches of 4 rows; the 10 held-out rows do not fill their last one."""
     parallel.start()
     demo = recipes.get("demo")
@@ -32,12 +34,13 @@ def make_run(output, corpus, stage=1, objective="random", **of_run):
         objective=objective,
         output=str(output),
         corpus=str(corpus),
-        encoder=replace(demo.encoder, num_layers=2, hidden_size=32, num_heads=2, intermediate_size=48),
+        encoder=replace(demo.encoder, num_layers=num_layers, hidden_size=32, num_heads=2, intermediate_size=48),
         data=replace(demo.data, sequence_length=32, held_out_rows=10),
         run=replace(demo.run, **{**rhythm, "dtype": "float32", "hang_minutes": 0, "compile": True, **of_run}),
     )
     output.mkdir()
-    settings = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})  # splits all weights
+    settings = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
     with patch.object(setup_run, "_matrix_product_flops", lambda *_: torch.tensor(1e12)):  # no speed is measured here
         return setup_run.build(config, settings, setup_run.open_batches(config))
 
@@ -100,8 +103,26 @@ def test_rows_that_do_not_fill_a_micro_batch_would_be_a_graph_of_their_own(
     assert graphs_by_moment(make_run(tmp_path / "run", tiny_corpus))[2][1] == 3
 
 
-def test_zero_3_compiles_nothing_late_either(tiny_corpus, tmp_path, quick_backend):
-    assert compiled_late(graphs_by_moment(make_run(tmp_path / "run", tiny_corpus, stage=3))) == 0
+def test_zero_3_compiles_a_layer_whole_for_all_layers_and_nothing_late(tiny_corpus, tmp_path, quick_backend):
+    """Its hooks break graphs between layers; beyond a limit of 8 for each function, nothing would be compiled."""
+    graphs = []
+    for num_layers in (4, 12):
+        found = graphs_by_moment(
+            make_run(tmp_path / f"{num_layers} layers", tiny_corpus, stage=3, num_layers=num_layers)
+        )
+        assert compiled_late(found) == 0, found
+        graphs.append((found[0][1], found[-1][1]))
+    assert graphs[0] == graphs[1]
+
+
+def test_layers_are_gathered_whole_only_where_they_are_compiled_under_zero_3(tiny_corpus, tmp_path, quick_backend):
+    marked = []
+    for stage, compiled in ((3, False), (1, True), (3, True)):
+        run = make_run(tmp_path / f"{stage}-{compiled}", tiny_corpus, stage, compile=compiled)
+        leaves = {type(each).__name__ for each in run.engine.module.modules() if getattr(each, "_z3_leaf", False)}
+        marked.append(leaves)
+        run.engine.destroy()
+    assert marked == [set(), set(), {"ModernBertEncoderLayer"}]
 
 
 @pytest.mark.slow
@@ -109,12 +130,17 @@ def test_nothing_is_compiled_late_by_the_backend_of_a_run(tiny_corpus, tmp_path)
     assert compiled_late(graphs_by_moment(make_run(tmp_path / "run", tiny_corpus))) == 0
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_compiled_step_that_computes_layers_again_is_the_plain_one(stage, tiny_corpus, tmp_path, quick_backend):
+def test_a_compiled_step_is_the_plain_one(stage, checkpointing, tiny_corpus, tmp_path, quick_backend):
     found = []
     for compiled in (False, True):
         run = make_run(
-            tmp_path / str(compiled), tiny_corpus, stage, compile=compiled, activation_checkpointing=compiled
+            tmp_path / str(compiled),
+            tiny_corpus,
+            stage,
+            compile=compiled,
+            activation_checkpointing=compiled and checkpointing,
         )
         torch._dynamo.reset()  # or what earlier tests compiled counts towards a limit, beyond which nothing is
         counters.clear()
@@ -130,3 +156,19 @@ def test_a_compiled_step_that_computes_layers_again_is_the_plain_one(stage, tiny
     assert len(gradients) == len(others) > 10
     for one, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_of_two_processes_under_zero_3_learns_as_a_plain_one(tiny_corpus, tmp_path):
+    settings = tmp_path / "zero3.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    arguments = [*TINY, "--objective=random", "--run.dtype=float32", f"--corpus={tiny_corpus}"]
+    found = []
+    for compiled in ("false", "true"):
+        output = tmp_path / compiled
+        of_run = [f"--run.compile={compiled}", f"--run.activation_checkpointing={compiled}", f"--output={output}"]
+        launch(*arguments, *of_run, f"--deepspeed={settings}", num_processes=2)
+        found.append([row["loss"] for row in metrics(output) if "loss" in row])
+        assert json.loads((output / "summary.json").read_text())["export_logit_difference"] < 1e-3
+    assert len(found[0]) == 8
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
