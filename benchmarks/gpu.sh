@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a bare machine without a network, in 9 minutes: rows for the report, and logs.
+# Everything that needs a GPU, on a bare machine without a network, in 10 minutes: rows for the report, and logs.
 #
 #   benchmarks/gpu.sh OUTPUT [WHEELS]      WHEELS: a folder of the wheels that the machine lacks
 #   TINY=1 benchmarks/gpu.sh OUTPUT        the same on tiny shapes, to try the script where there is no GPU
@@ -29,17 +29,17 @@ part() { # NAME SECONDS COMMAND...
 
 base=() large=() engines=() replay=(base/frozen) training=()
 if [[ -n ${TINY:-} ]]; then
-    base=(demo/{frozen,replay,joint_shallow,mlm}/32/200/masked/2) large=(small/{frozen,joint_shallow}/32/200/masked/2)
+    base=(demo/{frozen,replay,joint_shallow,mlm}/32/200/masked/2 demo/joint_plain/32/200/all/2) large=(small/{frozen,joint_shallow}/32/200/masked/2)
     engines=(electra_small/frozen/32/200/masked/2) replay=(demo/frozen/32/200/masked/2)
     training=(--run.steps 20 --auxiliary_model.steps 20 --auxiliary_gate false)
 else
-    base=(base/{frozen,replay,two_stage,joint_shallow,joint_gdes,joint_decoupled,mlm})
+    base=(base/{frozen,replay,two_stage,joint_shallow,joint_gdes,joint_decoupled,mlm,joint_plain})
     large=(large/{frozen,replay,joint_shallow,joint_gdes,mlm})
     engines=(electra_base/frozen base/frozen)
 fi
 python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 part engines 150 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
-part base 90 python3 -m benchmarks.measure "${base[@]}" --output "$output"
+part base 120 python3 -m benchmarks.measure "${base[@]}" --output "$output"
 part large 90 python3 -m benchmarks.measure "${large[@]}" --output "$output"
 part replay 45 python3 -m benchmarks.replay "${replay[@]}" --output "$output"
 part training 90 deepspeed --master_port $((20000 + $$ % 20000)) launchers/pretrain.py --deepspeed ds_configs/zero3.json --output "$output/run" "${training[@]}"
