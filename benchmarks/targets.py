@@ -20,7 +20,7 @@ _WAYS = ("compiled", "activation_checkpointing")
 _MACHINE = ("device", "num_processes", "threads", "dtype", "hardware")
 FORMULA = (
     "tokens/s(method) / tokens/s(rival) of each turn of one contest, median (lowest to highest); met where the median "
-    "is at least the target"
+    "is at least the target; FLOPs ratio: FLOPs a token of rival / method, what the ratio would be at equal MFU"
 )
 
 
@@ -41,6 +41,7 @@ def targets(found: Sequence[Row]) -> list[Row]:
                 "ratio": median(ratios),
                 "ratio_lowest": min(ratios),
                 "ratio_highest": max(ratios),
+                "flops_ratio": theirs["flops_per_token"] / ours["flops_per_token"],
                 "turns_at_target": sum(ratio >= wanted for ratio in ratios),
                 "met": median(ratios) >= wanted,
                 "n": len(ratios),
@@ -78,7 +79,7 @@ def target_section(found: Sequence[Row], folder: Path) -> list[str]:
         return [*lines, absent, ""]
     lines += table(
         3,
-        ("recipe, machine", "method", "rival", "tokens/s ratio", "target", "turns at target", "met"),
+        ("recipe, machine", "method", "rival", "tokens/s ratio", "FLOPs ratio", "target", "turns at target", "met"),
         (
             (
                 f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, {length(row['vocab_size'])}, "
@@ -86,6 +87,7 @@ def target_section(found: Sequence[Row], folder: Path) -> list[str]:
                 row["method"] + "".join(f", {way.replace('_', ' ')}" for way in _WAYS if row[way]),
                 row["rival"],
                 f"{row['ratio']:.3f} ({row['ratio_lowest']:.3f} to {row['ratio_highest']:.3f})",
+                f"{row['flops_ratio']:.3f}",
                 row["target"],
                 f"{row['turns_at_target']} of {row['n']}",
                 "yes" if row["met"] else "no",
