@@ -139,7 +139,7 @@ def _leads(speeds: Sequence[Row]) -> list[str]:
         (
             (
                 f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, {machine(row)}",
-                row["method"],
+                row["method"] + (", compiled" if row["compiled"] else ""),
                 row["rival"],
                 f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
                 f"{row['flops_ratio']:.3f}",

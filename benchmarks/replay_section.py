@@ -48,7 +48,7 @@ def _side_by_side(found: Sequence[Row]) -> list[str]:
             content.append(
                 (
                     f"{shared['recipe']} {shared['micro_batch_rows']} x {shared['sequence_length']}, {machine(shared)}",
-                    name,
+                    name + (", compiled" if shared["compiled"] else ""),
                     f"{row['tokens_per_second']:,.0f}",
                     f"{row['tokens_per_second'] / joint['tokens_per_second']:.3f}",
                     f"{row['peak_memory_gib']:.3f}",
