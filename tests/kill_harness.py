@@ -27,14 +27,17 @@ class Kill(NamedTuple):
 
 
 def kill_again_and_again(
-    arguments: list[str], output: Path, kills: int, num_processes: int = 2, seed: int = 0
+    arguments: list[str], output: Path, kills: int, most_steps: int, num_processes: int = 2, seed: int = 0
 ) -> list[Kill]:
-    """Start a run and kill it `kills` times, then let it end; what each kill was."""
+    """Start a run and kill it `kills` times, each after `most_steps` or so at the latest, then let it end.
+
+    Returns what each kill was.
+    """
     luck, done, log = random.Random(seed), [], output.with_suffix(".log")
     for number in range(kills):
         aim = ("saving", "training", "anywhere")[number % 3]
         with launched(*arguments, num_processes=num_processes, log=log) as process:
-            _await_moment(aim, output, process, luck)
+            _await_moment(aim, output, process, luck, most_steps)
             assert process.poll() is None, f"the run ended before kill {number + 1}:\n{log.read_text()[-3000:]}"
             members = [process, *psutil.Process(process.pid).children(recursive=True)]
             os.killpg(process.pid, signal.SIGKILL)
@@ -44,14 +47,14 @@ def kill_again_and_again(
     return done
 
 
-def _await_moment(aim: str, output: Path, process, luck: random.Random) -> None:
+def _await_moment(aim: str, output: Path, process, luck: random.Random, most_steps: int) -> None:
     """Return when it is time to kill, or when the run has ended."""
+    begun, wanted = last_step(output), luck.randint(1, 6)
     if aim == "anywhere":
         end = time.monotonic() + luck.uniform(0.0, 30.0)
-        while time.monotonic() < end and process.poll() is None:
+        while time.monotonic() < end and process.poll() is None and last_step(output) < begun + most_steps:
             time.sleep(0.005)
         return
-    begun, wanted = last_step(output), luck.randint(1, 6)
     while process.poll() is None and last_step(output) < begun + wanted:
         time.sleep(0.005)
     longest_wait = 0.03

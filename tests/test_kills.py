@@ -21,7 +21,7 @@ def proof(corpus, folder, steps, kills, num_processes=2):
     arguments = [*OFTEN, f"--run.steps={steps}", f"--corpus={corpus}"]
     launch(*arguments, f"--output={folder / 'whole'}", num_processes=num_processes)
     output = folder / "killed"
-    done = kill_again_and_again([*arguments, f"--output={output}"], output, kills, num_processes)
+    done = kill_again_and_again([*arguments, f"--output={output}"], output, kills, steps // (kills + 1), num_processes)
     assert differing(folder / "killed", folder / "whole") == []
     assert not list(folder.rglob("*.partial"))
     return done
