@@ -84,7 +84,7 @@ def _per_gpu(found: Sequence[Row]) -> list[str]:
 
 def throughput_section(found: Sequence[Row], folder: Path) -> list[str]:
     """Tokens/s and MFU of each run measured, and the method's lead over each rival beside the FLOPs' promise."""
-    measured = comparisons.groups(found, "throughput")
+    measured = _beside_the_plain_rival(comparisons.groups(found, "throughput"))
     plots.tokens_per_second(measured, folder / "throughput.png")
     lines = ["## Throughput", "", "Measured in turn within one run; medians of n turns, quartiles in brackets.", ""]
     for shared, members in measured:
@@ -95,10 +95,25 @@ def throughput_section(found: Sequence[Row], folder: Path) -> list[str]:
             (_speed_cells(row) for row in members),
         )
         absent = [each for each in (*METHODS, *cases.rivals(shared["recipe"])) if not _has(members, each)]
-        if absent and not _has(members, cases.PLAIN):
+        if _has(members, cases.PLAIN):
+            lines += [f"`{cases.PLAIN}` runs its LM head on all positions, without an engine, never compiled.", ""]
+        if absent and any(row["objective"] != cases.PLAIN for row in members):
             lines += [f"Not measured here: {', '.join(absent)}.", ""]
     lines += [*formulas(rows.select(found, "throughput")), "![Tokens per second](throughput.png)", ""]
     return [*lines, *_leads(rows.select(found, "speed"))]
+
+
+def _beside_the_plain_rival(measured: Sequence[tuple[Row, list[Row]]]) -> list[tuple[Row, list[Row]]]:
+    """The same groups, the plain rival's row in those that were timed in turn with it."""
+    apart = [group for group in measured if group[1][0]["objective"] == cases.PLAIN]
+    others, plain = [group for group in measured if group not in apart], [row for _, found in apart for row in found]
+    beside = [(shared, [*members, *(row for row in plain if _one_contest(row, members))]) for shared, members in others]
+    alone = [(shared, found) for shared, found in apart if not any(_one_contest(found[0], each) for _, each in others)]
+    return [*beside, *alone]
+
+
+def _one_contest(row: Row, members: Sequence[Row]) -> bool:
+    return row.get("contest") is not None and any(each.get("contest") == row["contest"] for each in members)
 
 
 def _has(members: Sequence[Row], objective: str) -> bool:

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cases import OBJECTIVES
+from benchmarks.cases import OBJECTIVES, PLAIN
 from benchmarks.live_memory import KINDS
 from benchmarks.rows import Row
 
@@ -27,7 +27,7 @@ _PARTS = {
 }
 _KIND_COLOURS = ("#1f5a94", "#6baed6", "#9e9ac8", "#bdbdbd", "#e6793a", "#f7c59f")
 _KINDS = dict(zip(KINDS, _KIND_COLOURS, strict=True))
-_OBJECTIVE_COLOURS = {name: f"C{number}" for number, name in enumerate(OBJECTIVES)}
+_OBJECTIVE_COLOURS = {name: f"C{number}" for number, name in enumerate(OBJECTIVES)} | {PLAIN: "#bdbdbd"}
 
 
 def flops_by_part(found: Sequence[Row], path: Path) -> None:

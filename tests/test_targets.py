@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import targets
+from benchmarks import machine_sections, targets
 from benchmarks.rows import Row
 
 
@@ -87,3 +87,11 @@ def test_the_page_says_what_is_met_and_what_is_not(tmp_path: Path) -> None:
     text = "\n".join(targets.target_section(targets.targets(found), tmp_path))
     assert "2.600 (2.400 to 2.700) | 1.500 | 2.5 | 2 of 3 | yes" in text
     assert "1.238 (1.143 to 1.286) | 1.000 | 1.3 | 0 of 3 | no" in text
+
+
+def test_the_plain_rival_stands_in_the_tables_of_its_own_contest_and_in_no_other() -> None:
+    plain = timed("joint_plain", [1.0])
+    here, elsewhere = timed("frozen", [2.0]), timed("frozen", [3.0], contest="c2", threads=1)
+    beside = machine_sections._beside_the_plain_rival([({}, [here]), ({}, [plain]), ({}, [elsewhere])])
+    assert [members for _, members in beside] == [[here, plain], [elsewhere]]
+    assert [members for _, members in machine_sections._beside_the_plain_rival([({}, [plain])])] == [[plain]]
