@@ -6,6 +6,7 @@ the builder holds open and removes at the end; killed in between, it leaves the 
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,21 +16,24 @@ from torch.utils.cpp_extension import get_default_build_root
 PATIENCE = 300.0  # seconds given to a builder that may run on another host with the same home folder
 
 
-def release_abandoned(patience: float = PATIENCE) -> list[Path]:
+def release_abandoned(patience: float = PATIENCE, say: Callable[[str], None] = lambda _: None) -> None:
     """Remove the locks that no process of this machine holds and that are older than `patience` seconds.
 
-    Waits until a younger one is that old or gone. Returns what was removed.
+    Waits until a younger one is that old or gone. What it waits for and what it removes it tells to `say`.
     """
-    removed = []
     for lock in _locks():
+        told = False
         with suppress(FileNotFoundError):  # given back meanwhile
             while not _is_held(lock):
-                if time.time() - lock.stat().st_mtime > patience:
+                left = patience - (time.time() - lock.stat().st_mtime)
+                if left < 0:
                     lock.unlink()
-                    removed.append(lock)
+                    say(f"removed {lock}: the start that was building this operator was killed")
                     break
+                if not told:
+                    say(f"waiting for {lock}, {left:.0f} s at most: no process here builds this operator")
+                    told = True
                 time.sleep(0.5)
-    return removed
 
 
 def _locks() -> list[Path]:

@@ -48,8 +48,7 @@ def start(patience_minutes: float = 30.0) -> None:
     if "RANK" not in os.environ:
         os.environ |= by_srun or alone | {"MASTER_PORT": str(_free_port())}
     if local_rank() == 0:
-        for lock in operator_builds.release_abandoned():
-            print(f"removed {lock}: the start that was building this operator was killed", flush=True)  # noqa: T201
+        operator_builds.release_abandoned(say=partial(print, flush=True))
         shared_memory.release_abandoned()
     _join(timedelta(minutes=patience_minutes))
     if device().type == "cpu":
