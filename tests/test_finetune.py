@@ -1,6 +1,7 @@
 """Fine-tuning learns every task from official files, goes on where it stopped, and is as good as run_glue."""
 
 import json
+import os
 import re
 import runpy
 import statistics
@@ -258,23 +259,34 @@ def test_the_launcher_prints_a_table(encoders, files, tmp_path):
     )
 
 
-def plain_recipe(model, folder, seed):
+def entailment(folder, split):
+    """(texts, label) of each line of RTE's file."""
+    lines = [line.split("\t") for line in (folder / "RTE" / f"{split}.tsv").read_text().splitlines()[1:]]
+    return [((first, second), ENTAILMENT.index(label)) for _, first, second, label in lines]
+
+
+def sentiment(folder, split):
+    """The same of SST-2's."""
+    lines = [line.split("\t") for line in (folder / "SST-2" / f"{split}.tsv").read_text().splitlines()[1:]]
+    return [((sentence,), int(label)) for sentence, label in lines]
+
+
+def plain_recipe(model, read, folder, seed, recipe):
     """What transformers' examples/pytorch/text-classification/run_glue.py does: Trainer as it is, dynamic padding."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = {}
-    for split in ("train", "dev"):
-        lines = [line.split("\t") for line in (folder / "RTE" / f"{split}.tsv").read_text().splitlines()[1:]]
-        encoded = [tokenizer(first, second, truncation=True, max_length=64) for _, first, second, _ in lines]
-        rows[split] = [{**one, "labels": ENTAILMENT.index(line[3])} for one, line in zip(encoded, lines, strict=True)]
+    rows = {
+        split: [{**tokenizer(*texts, truncation=True, max_length=64), "labels": label} for texts, label in lines]
+        for split, lines in ((split, read(folder, split)) for split in ("train", "dev"))
+    }
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, ignore_mismatched_sizes=True)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             scratch,
-            num_train_epochs=PLAIN["epochs"],
-            learning_rate=PLAIN["learning_rate"],
-            per_device_train_batch_size=PLAIN["batch_rows"],
-            warmup_steps=PLAIN["warmup_ratio"],
+            num_train_epochs=recipe["epochs"],
+            learning_rate=recipe["learning_rate"],
+            per_device_train_batch_size=recipe["batch_rows"],
+            warmup_steps=recipe["warmup_ratio"],
             seed=seed,
             use_cpu=True,
             save_strategy="no",
@@ -297,9 +309,36 @@ def test_with_the_same_settings_it_is_within_noise_of_run_glue(num_seeds, encode
     settings = Settings(**PLAIN, layer_decay=1.0, weight_decay=0.0, bf16=False)
     model, seeds = encoders["modernbert"], range(1, num_seeds + 1)
     ours = [finetune(model, "RTE", seed, str(folder), None, settings)["score"] for seed in seeds]
-    plain = [plain_recipe(model, folder, seed) for seed in seeds]
+    plain = [plain_recipe(model, entailment, folder, seed, PLAIN) for seed in seeds]
     print("ours", ours, "plain", plain)
     assert stats.mannwhitneyu(ours, plain).pvalue > 0.01
     assert max(min(ours), min(plain)) <= min(max(ours), max(plain)), "the ranges overlap"
     assert abs(statistics.median(ours) - statistics.median(plain)) < 4
     assert min(statistics.median(ours), statistics.median(plain)) > 68, "both learn; guessing gets 60"
+
+
+REAL = ROOT.parent / "shared" / "data" / "glue"
+PRE_TRAINED = Path(os.environ.get("FAST_ELECTRA_ENCODER", ROOT / "runs" / "demo" / "export"))
+REAL_RECIPE = {"epochs": 2, "learning_rate": 5e-4, "batch_rows": 32, "warmup_ratio": 0.1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason="the shared GLUE files are not on this machine")
+@pytest.mark.skipif(
+    not PRE_TRAINED.exists(), reason="no encoder: run `make pretrain`, or name one: FAST_ELECTRA_ENCODER"
+)
+def test_a_pre_trained_encoder_on_real_sentences_is_within_noise_of_run_glue(tmp_path):
+    """SST-2's first 6,000 sentences and its dev set; as above."""
+    (tmp_path / "SST-2").mkdir()
+    train = (REAL / "SST-2" / "train.tsv").read_text().splitlines(keepends=True)[:6001]
+    (tmp_path / "SST-2" / "train.tsv").write_text("".join(train))
+    (tmp_path / "SST-2" / "dev.tsv").write_text((REAL / "SST-2" / "dev.tsv").read_text())
+    settings = Settings(**REAL_RECIPE, layer_decay=1.0, weight_decay=0.0, max_length=64, bf16=False)
+    seeds = range(1, 6)
+    ours = [finetune(str(PRE_TRAINED), "SST-2", seed, str(tmp_path), None, settings)["score"] for seed in seeds]
+    plain = [plain_recipe(PRE_TRAINED, sentiment, tmp_path, seed, REAL_RECIPE) for seed in seeds]
+    print("ours", ours, "plain", plain)
+    assert stats.mannwhitneyu(ours, plain).pvalue > 0.01
+    assert max(min(ours), min(plain)) <= min(max(ours), max(plain)), "the ranges overlap"
+    assert abs(statistics.median(ours) - statistics.median(plain)) < 2
+    assert min(statistics.median(ours), statistics.median(plain)) > 60, "both learn; guessing gets 51"
