@@ -33,11 +33,11 @@ BATCH_ROWS = 64
 class Judge:
     """Held-out rows and a fixed masked LM to sample from; `predict` is as `auxiliary.Auxiliary` takes it.
 
-    Nothing is sampled for a masked LM.
+    `weights` is the masked LM's fingerprint. Nothing is sampled for a masked LM.
     """
 
-    def __init__(self, batches: Batches, predict: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, predict: Any, tokenizer: PreTrainedTokenizerBase, weights: str = "") -> None:
+        self.batches, self.weights = batches, weights
         self.auxiliary = auxiliary.Auxiliary(predict, tokenizer, JUDGE_SEED)
         self.mask_id, self.pad_id = self.auxiliary.mask_id, self.auxiliary.pad_id
 
@@ -79,7 +79,7 @@ def open_judge(run: Config, masked_lm: str) -> Judge:
     if not masked_lm:
         return Judge(batches, None, tokenizer)
     model = auxiliary.load(masked_lm, tokenizer, run.data.sequence_length, torch.float32)
-    return Judge(batches, auxiliary.MaskedLM(model), tokenizer)
+    return Judge(batches, auxiliary.MaskedLM(model), tokenizer, auxiliary.weights_fingerprint(model))
 
 
 def scores(run: Path, masked_lm: str, pairs: Sequence[blimp.Pair]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def scores(run: Path, masked_lm: str, pairs: Sequence[blimp.Pair]) -> dict[str, 
         raise ValueError(f"{run} is a discriminator: name the masked LM that samples for it with --auxiliary")
     judge = open_judge(config, masked_lm)
     judged = judge.masked_lm if model.kind == "masked_lm" else judge.discriminator
-    found = {"kind": model.kind, "judge": masked_lm, "judged": judged(model.module)}
+    found = {"kind": model.kind, "judge": masked_lm, "judge_weights": judge.weights, "judged": judged(model.module)}
     return found | {"blimp": trained.blimp_accuracy(model, pairs) if pairs else None}
 
 

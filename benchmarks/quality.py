@@ -154,6 +154,8 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "weights": summary["weights"],
         "auxiliary": arm.auxiliary or None,
         "auxiliary_accuracy": summary.get("auxiliary_top1"),
+        "auxiliary_weights": summary.get("auxiliary_weights"),
+        "judge_weights": scores.get("judge_weights"),
         "flops": flops,
         "flops_auxiliary": auxiliary_flops,
         "flops_with_auxiliary": flops + auxiliary_flops,
@@ -204,22 +206,35 @@ def _curve(run: Path) -> list[dict[str, float]]:
 
 
 def outstanding(study: Study, only: Sequence[str] = ()) -> list[tuple[Arm, int]]:
-    """Arms and seeds without a row, or with one that lacks what is asked for, in their order."""
+    """Arms and seeds without a row, or with one that lacks what is asked for, in their order.
+
+    Masked LMs come first again where others need them and their runs are no longer here.
+    """
     found = rows.read(study.rows) if study.rows.exists() else []
     have = {(row["arm"], row["seed"], row["recipe"]): row for row in rows.select(found, "quality")}
-    todo = []
+    todo: list[tuple[Arm, int]] = []
     for arm, seed in arms.plan(only):
         row = have.get((arm.name, seed, " ".join(settings(study, arm, seed))))
         if row is None or (study.fine_tunes(arm) and "diverged" not in row and row.get("glue") is None):
             todo.append((arm, seed))
-    return todo
+    needed = {name for arm, _ in todo for name in requirements(arm)} - {(arm.name, seed) for arm, seed in todo}
+    absent = [(name, seed) for name, seed in sorted(needed) if not _ended(study, name, seed)]
+    return [(arms.ARMS[name], seed) for name, seed in absent] + todo
+
+
+def requirements(arm: Arm) -> list[tuple[str, int]]:
+    """The masked LMs, each a name and a seed, that the arm is judged and made with."""
+    needed = [arms.JUDGE] if arm.objective != "mlm" else []
+    return needed + ([(arm.auxiliary, arms.AUXILIARY_SEED)] if arm.auxiliary else [])
 
 
 def ready(study: Study, arm: Arm) -> bool:
     """Whether what the arm is made and judged with has ended."""
-    needed = [study.run(*arms.JUDGE)] if arm.objective != "mlm" else []
-    needed += [study.auxiliary(arm)] if arm.auxiliary else []
-    return all((each / "summary.json").exists() for each in needed)
+    return all(_ended(study, name, seed) for name, seed in requirements(arm))
+
+
+def _ended(study: Study, name: str, seed: int) -> bool:
+    return (study.run(name, seed) / "summary.json").exists()
 
 
 def conduct(study: Study, only: Sequence[str], jobs: int) -> None:

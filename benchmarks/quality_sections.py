@@ -39,6 +39,7 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
     if shared:
         lines += ["The machine was shared with other work, so that nothing here is a timing.", ""]
     lines += _masked_lms(finished)
+    lines += _mixed(finished)
     lines += _main(found)
     lines += _fine_tuned(found)
     lines += _claims(found)
@@ -60,6 +61,20 @@ def _masked_lms(finished: Sequence[Row]) -> list[str]:
         for row in rows.select(finished, "quality", group="auxiliary")
     ]
     return [f"The masked LMs behind it: {'; '.join(known)}.", ""] if known else []
+
+
+def _mixed(finished: Sequence[Row]) -> list[str]:
+    """A warning where a masked LM that rows share was made anew meanwhile and came out with other weights."""
+    seen: dict[str, set[str]] = {}
+    for row in finished:
+        shared = (("judge", row.get("judge_weights")), (row.get("auxiliary"), row.get("auxiliary_weights")))
+        for model, weights in shared:
+            if model and weights:
+                seen.setdefault(model, set()).add(weights)
+    mixed = [f"`{model}` ({len(weights)} times)" for model, weights in sorted(seen.items()) if len(weights) > 1]
+    if not mixed:
+        return []
+    return [f"**Not all rows compare**, because they do not share their masked LMs: {', '.join(mixed)}.", ""]
 
 
 def _main(found: Sequence[Row]) -> list[str]:

@@ -197,6 +197,17 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "`make study` runs them" in "\n".join(quality_sections.quality_section([], tmp_path))
 
 
+def test_rows_that_do_not_share_their_masked_lms_are_told_of(tmp_path):
+    def sampled(name, seed, auxiliary, weights):
+        return made(name, seed, 0.7, auxiliary=auxiliary, auxiliary_weights=weights, judge_weights="j")
+
+    same = [sampled("frozen", seed, "auxiliary", "a") for seed in (0, 1)]
+    other, half = sampled("linear", 0, "auxiliary", "b"), sampled("frozen_half", 0, "auxiliary_half", "c")
+    warning = "**Not all rows compare**, because they do not share their masked LMs: `auxiliary` (2 times)."
+    assert warning in quality_sections.quality_section([*same, other, half], tmp_path)
+    assert "Not all rows compare" not in "\n".join(quality_sections.quality_section([*same, half], tmp_path))
+
+
 def test_rows_of_two_seeds_stand_beside_each_other(tmp_path):
     path = tmp_path / "quality.jsonl"
     for row in (made("frozen", 0, 0.7), made("frozen", 1, 0.8), made("frozen", 0, 0.9)):
@@ -220,6 +231,22 @@ def test_what_has_a_row_is_not_run_again_unless_more_is_asked_of_it(tmp_path):
     assert ("frozen", 0) in todo(replace(study, corpus="another/corpus")), "another recipe is another row"
     rows.keep(study.rows, [made("frozen", 0, 0.7, glue={"RTE": 50.0}) | origin])
     assert ("frozen", 0) not in todo(replace(study, glue="some/glue"))
+
+
+def test_masked_lms_whose_runs_are_gone_are_made_again_where_others_need_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where runs/study is not
+    study = replace(STUDY, rows=tmp_path / "quality.jsonl")
+    planned = list(arms.plan())
+    rows.keep(study.rows, [made(arm.name, seed, 0.7) | {"code": "a", "commit": "b"} for arm, seed in planned])
+    assert quality.outstanding(study) == []
+    lost = [made(arm.name, seed, 0.7) | {"code": "a", "commit": "b"} for arm, seed in planned if arm.name != "frozen"]
+    rows.write(study.rows, lost)
+    todo = [(arm.name, seed) for arm, seed in quality.outstanding(study)]
+    assert todo == [("auxiliary", arms.AUXILIARY_SEED), arms.JUDGE, ("frozen", 0), ("frozen", 1), ("frozen", 2)]
+    for name, seed in todo[:2]:
+        study.run(name, seed).mkdir(parents=True)
+        (study.run(name, seed) / "summary.json").touch()
+    assert [arm.name for arm, _ in quality.outstanding(study)] == ["frozen"] * 3
 
 
 # A study, killed.
