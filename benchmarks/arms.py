@@ -53,7 +53,7 @@ class Scale:
 SCALES = {
     # For two cores without bfloat16 instructions: minutes an arm.
     "2x96": Scale(2, 1, 96, 4, 256, 64, 2_000, 16, 1.5e-3, 512, 100),
-    # For two cores with them, one an arm: a quarter of an hour an arm. Half of it leaves a discriminator at ROC-AUC .57.
+    # For two cores with them, one an arm: a quarter of an hour an arm. Half as long leaves a discriminator at AUC .57.
     "4x128": Scale(4, 2, 128, 4, 352, 64, 5_000, 32, 1.5e-3, 1024, 200),
     # The same, on both: ten to twenty minutes an arm.
     "4x192": Scale(4, 2, 192, 4, 512, 64, 2_500, 64, 1.5e-3, 1024, 200),

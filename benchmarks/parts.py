@@ -4,7 +4,7 @@
 
 The loader is asked for training batches at several shapes, one thread, from the memory map of a real corpus. The
 samples are drawn from random logits (rows x N positions x V words): by the inverse cumulative softmax at one uniform a
-position, as `auxiliary.draw` does, and by a Gumbel draw for every word. Both in turn, medians and ranges.
+position, as `vocabulary_logits.sample` does, and by a Gumbel draw for every word. Both in turn, medians and ranges.
 """
 
 import argparse
@@ -17,13 +17,14 @@ from statistics import median
 import numpy as np
 import torch
 
-from fast_electra.auxiliary import draw
 from fast_electra.batches import Batches
 from fast_electra.config import DataConfig
 from fast_electra.corpus import Corpus
+from fast_electra.vocabulary_logits import sample
 
 SHAPES = ((64, 64), (128, 128), (256, 512))
 POSITIONS, VOCAB_SIZES = 616, (16_000, 32_000)
+NEVER = torch.arange(5)  # special tokens
 
 
 def seconds(action: Callable[[int], object], repeats: int) -> list[float]:
@@ -66,7 +67,7 @@ def sampling(repeats: int) -> list[dict[str, object]]:
         uniforms = torch.from_numpy(np.random.default_rng(0).random(POSITIONS))
 
         def inverse(_: int, logits: torch.Tensor = logits, uniforms: torch.Tensor = uniforms) -> object:
-            return draw(logits, 1.5, uniforms)
+            return sample(logits, 1.5, uniforms, NEVER)
 
         def gumbel(_: int, logits: torch.Tensor = logits) -> object:
             return (logits.float() - 1.5 * torch.empty(logits.shape).exponential_().log_()).argmax(dim=-1)

@@ -5,7 +5,7 @@ inputs and module, float32 weights with two Adam moments, gradients summed in fl
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from unittest import mock
 
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.live_memory import LiveMemory
-from fast_electra import decoupled, joint, objectives
-from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm, draw
+from fast_electra import auxiliary, decoupled, joint, objectives
+from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config
 from fast_electra.encoder import recompute_activations
@@ -30,13 +30,12 @@ def torch_uniforms(batch: MaskedBatch, seed: int) -> Tensor:
     return torch.rand(batch.positions.shape, device=batch.positions.device)
 
 
-class TorchUniforms(Auxiliary):
-    """Samples at torch's own uniforms."""
-
-    def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
-        """A token (B, N) for each masked position."""
-        uniforms = torch_uniforms(batch, self.seed)
-        return torch.cat([draw(logits, temperature, uniforms[rows]) for rows, logits in self.logits(batch)])
+@contextmanager
+def _torch_uniforms_throughout() -> Iterator[None]:
+    with ExitStack() as patches:
+        for module in (auxiliary, joint, decoupled):
+            patches.enter_context(mock.patch.object(module, "uniforms", torch_uniforms))
+        yield
 
 
 class Given:
@@ -76,8 +75,8 @@ def build(case: Case, device: torch.device, attention: str = "sdpa") -> tuple[Ob
         else:
             model = build_masked_lm(generator_shape, attention, torch.bfloat16)
             frozen = MaskedLM(model).eval().requires_grad_(False)
-            auxiliary = TorchUniforms(frozen, words, settings.seed)
-            objective = objectives.Frozen(auxiliary, settings.temperature, settings.data.mask_rate)
+            sampler = Auxiliary(frozen, words, settings.seed)
+            objective = objectives.Frozen(sampler, settings.temperature, settings.data.mask_rate)
         module = objective.module(shape, attention, torch.bfloat16).train()
     if case.activation_checkpointing:
         recompute_activations(module)
@@ -159,11 +158,7 @@ def run(case: Case, device: torch.device, memory: LiveMemory, attention: str = "
     rows = batch(case, device)
     memory.hold(frozen.state_dict().values() if frozen is not None else [], "auxiliary")
     memory.hold(rows, "activations")
-    with (
-        memory,
-        mock.patch.object(joint, "uniforms", torch_uniforms),
-        mock.patch.object(decoupled, "uniforms", torch_uniforms),
-    ):
+    with memory, _torch_uniforms_throughout():
         with memory.phase("backward", "activations"):
             loss = engines[0](*objective.inputs(rows, 0.5))[0]
         engines[0].backward(loss)

@@ -4,9 +4,8 @@ Any transformers masked LM serves. Its own head runs on the (B, N) masked positi
 hook gathers them where the encoder ends; vocabulary logits for every token would cost more than the encoder. Rows go
 through in chunks, so that float32 logits never pass `LOGITS_BUDGET_MIB`.
 
-A sample is the inverse of the cumulative softmax(logits / T), in float32, at one uniform per position keyed by
-(seed, row key, position): it does not depend on the number of processes or the batch, and costs one pass over the
-vocabulary instead of a Gumbel draw for each of its words. Special tokens are never sampled.
+A sample is drawn at one uniform per position keyed by (seed, row key, position): it does not depend on the number of
+processes or the batch. Special tokens are never sampled.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.encoder import positions_available, with_new_weights
 from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
+from fast_electra.vocabulary_logits import sample
 
 LOGITS_BUDGET_MIB, MOST_ROWS = 256, 256
 
@@ -66,20 +66,6 @@ def mask_out(batch: MaskedBatch, mask_id: int) -> Tensor:
     return batch.input_ids.scatter(1, batch.positions, mask_id)
 
 
-def draw(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
-    """One sample (...) of softmax(logits / temperature) over the last axis of `logits` (..., V) per number (...).
-
-    The first word whose cumulative weight passes the number; exact up to float32's 2^-24 in the cumulative weight.
-    """
-    weight = logits.float()
-    weight = torch.exp((weight - weight.amax(dim=-1, keepdim=True)) / temperature)
-    cumulative = weight.cumsum(dim=-1)
-    total = cumulative[..., -1:]
-    target = torch.minimum(numbers.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
-    words = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return words.clamp_max_(logits.shape[-1] - 1)  # of broken logits a word too, and the loss tells of them
-
-
 class Auxiliary:
     """The frozen model and the tokens it may sample: `predict(input_ids, positions, position_ids)` -> (B, N, V)."""
 
@@ -95,8 +81,8 @@ class Auxiliary:
         self.special_ids = torch.tensor(sorted(tokenizer.all_special_ids))
 
     @torch.no_grad()
-    def logits(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
-        """Chunks of rows with their float32 logits (b, N, V); special tokens and padding of the vocabulary at -inf."""
+    def predictions(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of rows with their logits (b, N, V) as the model gives them, padding of the vocabulary left out."""
         num_rows, num_masked = batch.positions.shape
         chunk = rows_at_once(num_masked, self.vocab_size)
         masked = mask_out(batch, self.mask_id)
@@ -104,13 +90,18 @@ class Auxiliary:
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))
             logits = self.predict(masked[rows], batch.positions[rows], batch.position_ids[rows])
-            logits = logits[..., : self.vocab_size].float()
-            yield rows, logits.index_fill(-1, self.special_ids, -torch.inf)
+            yield rows, logits[..., : self.vocab_size]
+
+    def logits(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of rows with their float32 logits (b, N, V), special tokens at -inf."""
+        for rows, logits in self.predictions(batch):
+            yield rows, logits.float().index_fill(-1, self.special_ids, -torch.inf)
 
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position, drawn from softmax(logits / temperature)."""
         each = uniforms(batch, self.seed)
-        return torch.cat([draw(logits, temperature, each[rows]) for rows, logits in self.logits(batch)])
+        parts = self.predictions(batch)
+        return torch.cat([sample(logits, temperature, each[rows], self.special_ids) for rows, logits in parts])
 
     def accuracy(self, batches: Batches, num_rows: int, device: torch.device) -> tuple[float, float, int]:
         """On held-out rows: share of masked tokens predicted, share of the most frequent one, and how many."""

@@ -23,10 +23,11 @@ from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config
 from fast_electra.discriminator import ReplacedTokenDetection
 from fast_electra.divergence import broken_throughout
-from fast_electra.joint import Joint, generator_counts, sample
+from fast_electra.joint import Joint, generator_counts
 from fast_electra.objectives import MaskedLMLoss, corrupt, masked_lm_inputs
 from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
+from fast_electra.vocabulary_logits import sample
 
 
 class DecoupledInputs(NamedTuple):
@@ -102,6 +103,6 @@ class Decoupled(Joint):
 
     def _corrupted(self, batch: MaskedBatch, loss: Tensor, logits: Tensor) -> DecoupledInputs:
         self.special_ids = self.special_ids.to(logits.device)  # moves once
-        samples = sample(logits, uniforms(batch, self.config.seed), self.special_ids)
+        samples = sample(logits, 1.0, uniforms(batch, self.config.seed), self.special_ids)
         targets = batch.input_ids.gather(1, batch.positions)
         return DecoupledInputs(*corrupt(batch, samples), generator_counts(loss, logits, targets), logits)

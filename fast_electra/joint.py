@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fast_electra import discriminator, metrics
-from fast_electra.auxiliary import LOGITS_BUDGET_MIB, MaskedLM, build_masked_lm, draw
+from fast_electra.auxiliary import MaskedLM, build_masked_lm
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config, EncoderConfig
 from fast_electra.discriminator import ReplacedTokenDetection
@@ -40,6 +40,7 @@ from fast_electra.encoder import transformers_config
 from fast_electra.objectives import CorruptedBatch, Exported, MaskedLMLoss, corrupt, masked_lm_inputs
 from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
+from fast_electra.vocabulary_logits import cross_entropy, sample
 
 _GENERATOR_COUNTS = 3
 
@@ -157,20 +158,12 @@ class JointLoss(nn.Module):
         batch = MaskedBatch(input_ids, positions, rows, position_ids)
         masked, positions, targets, _ = masked_lm_inputs(batch, self.mask_id)
         logits = self.generator(masked, positions, position_ids)  # (B, N, V)
-        mlm = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        mlm = cross_entropy(logits, targets)
         logits = logits.detach()
-        corrupted = corrupt(batch, sample(logits, uniforms, self.special_ids))
+        corrupted = corrupt(batch, sample(logits, 1.0, uniforms, self.special_ids))
         rtd, rtd_logits = self.discriminator(*corrupted)
         seen = logits.new_empty(0) if self.training else logits
         return mlm + self.weight * rtd, rtd_logits, *corrupted, generator_counts(mlm, logits, targets), seen
-
-
-@torch.no_grad()
-def sample(logits: Tensor, uniforms: Tensor, special_ids: Tensor) -> Tensor:
-    """A token (B, N) from softmax(logits (B, N, V)) at each uniform, never a special one; in chunks of rows."""
-    chunk = max(1, LOGITS_BUDGET_MIB * 2**20 // (4 * logits[0].numel()))
-    parts = zip(logits.split(chunk), uniforms.split(chunk), strict=True)
-    return torch.cat([draw(each.float().index_fill(-1, special_ids, -torch.inf), 1.0, at) for each, at in parts])
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -21,6 +20,7 @@ from fast_electra.batches import MaskedBatch
 from fast_electra.config import TemperatureConfig
 from fast_electra.separation import WHOLE_ROWS
 from fast_electra.temperature import temperature
+from fast_electra.vocabulary_logits import cross_entropy
 
 
 class Exported(NamedTuple):
@@ -195,7 +195,7 @@ class MaskedLMLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (float32) and the logits (B, N, V)."""
         logits = self.lm(input_ids, positions, position_ids)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), logits
+        return cross_entropy(logits, targets), logits
 
 
 class Mlm:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy import stats
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from fast_electra import auxiliary
-from fast_electra.auxiliary import Auxiliary, MaskedLM, draw, mask_out
+from fast_electra.auxiliary import Auxiliary, MaskedLM, mask_out
 from fast_electra.batches import MaskedBatch
 
 SIZES = {
@@ -69,33 +68,6 @@ def test_the_head_on_masked_positions_gives_the_stock_models_logits(kind, tiny_t
     assert at_positions.shape == (6, 5, len(tiny_tokenizer))
     index = batch.positions.unsqueeze(-1).expand_as(at_positions)
     torch.testing.assert_close(at_positions, everywhere.gather(1, index))
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.37, 2.0, 4.0])
-def test_samples_follow_the_tempered_softmax(temperature):
-    torch.manual_seed(1)
-    logits = torch.randn(12) * 2
-    uniforms = torch.rand(40_000, dtype=torch.float64)
-    counts = torch.bincount(draw(logits.expand(40_000, 12), temperature, uniforms), minlength=12)
-    expected = torch.softmax(logits.double() / temperature, dim=0) * 40_000
-    assert stats.chisquare(counts.numpy(), expected.numpy() * counts.sum().item() / expected.sum().item()).pvalue > 1e-3
-
-
-def test_entropy_of_samples_rises_with_temperature():
-    torch.manual_seed(2)
-    logits, uniforms = torch.randn(200) * 3, torch.rand(20_000, dtype=torch.float64)
-
-    def entropy(temperature):
-        share = torch.bincount(draw(logits.expand(20_000, 200), temperature, uniforms), minlength=200) / 20_000
-        return float(-(share * share.clamp_min(1e-12).log()).sum())
-
-    assert entropy(0.5) < entropy(1.0) < entropy(2.0) < entropy(4.0)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 2.0**-54, 0.5, 1 - 2.0**-54, 1.0])
-def test_words_at_minus_infinity_are_never_drawn_even_at_the_ends(uniform):
-    logits = torch.tensor([-torch.inf, 1.0, -torch.inf, 0.0, -torch.inf])
-    assert int(draw(logits, 1.0, torch.tensor(uniform, dtype=torch.float64))) in (1, 3)
 
 
 def auxiliary_of(model, tokenizer):

@@ -1,0 +1,89 @@
+"""Vocabulary logits (..., V) in float32 that is never whole: one sample per position, and the masked LM's loss.
+
+Positions go through in chunks of `CHUNK_MIB`: on a CPU as much as its cache holds, so that no pass over the vocabulary
+waits for memory. Logits may have any precision and stay as they are.
+
+A sample is the inverse of the cumulative softmax(logits / T) at one uniform: the first word whose cumulative weight
+passes the number. That costs one pass over the vocabulary instead of a Gumbel draw for each of its words. The sum is
+taken in two levels, of `TILE` words in float32 and over tiles in float64, so that only the tile that the number falls
+into is summed word by word.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE = 128
+CHUNK_MIB = {"cpu": 4}
+_CHUNK_MIB = 256
+
+
+def sample(logits: Tensor, temperature: float, numbers: Tensor, never: Tensor) -> Tensor:
+    """A word (...) for each position of `logits` (..., V) at `numbers` (...) in (0, 1); `never` (K,) are left out."""
+    flat, numbers_flat = logits.detach().flatten(0, -2), numbers.flatten()
+    words = [_inverse(flat[rows], temperature, numbers_flat[rows], never) for rows in _chunks(flat)]
+    return torch.cat(words).view(numbers.shape)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over positions of -log softmax(logits (..., V)) at `targets` (...), in float32."""
+    loss: Tensor = _CrossEntropy.apply(logits.flatten(0, -2), targets.flatten())  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    """Slices of positions whose float32 logits (R, V) fit in a chunk."""
+    budget = CHUNK_MIB.get(logits.device.type, _CHUNK_MIB)
+    size = max(1, int(budget * 2**20 / (4 * logits.shape[1])))
+    return (slice(start, start + size) for start in range(0, len(logits), size))
+
+
+def _inverse(logits: Tensor, temperature: float, numbers: Tensor, never: Tensor) -> Tensor:
+    """The words (R,) of a chunk of logits (R, V)."""
+    num_rows, vocab_size = logits.shape
+    weight = logits.to(torch.float32, copy=True).index_fill_(1, never, -torch.inf)
+    weight.sub_(weight.amax(dim=-1, keepdim=True)).mul_(1 / temperature).exp_()
+    tiles = F.pad(weight, (0, -vocab_size % TILE)).view(num_rows, -1, TILE)
+    passed = tiles.sum(dim=-1).double().cumsum(dim=-1)  # (R, tiles)
+    target = _below(numbers.unsqueeze(-1) * passed[:, -1:], passed[:, -1:])
+    tile = _first_beyond(passed, target)
+    before = F.pad(passed, (1, 0)).gather(1, tile)
+    inside = tiles.gather(1, tile.unsqueeze(-1).expand(-1, -1, TILE)).squeeze(1).double().cumsum(dim=-1)  # (R, TILE)
+    word = tile * TILE + _first_beyond(inside, _below(target - before, inside[:, -1:]))
+    return word.squeeze(-1).clamp_max_(vocab_size - 1)
+
+
+def _below(target: Tensor, total: Tensor) -> Tensor:
+    """`target`, where rounding has brought it up to `total` the number before that: no word without weight is taken."""
+    return torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+
+
+def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first index (R, 1) at which `cumulative` (R, n) exceeds `target` (R, 1); of broken numbers an index too."""
+    return torch.searchsorted(cumulative, target, right=True).clamp_max_(cumulative.shape[-1] - 1)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps the logits and the logarithm of each position's sum; the gradient is made chunk by chunk, in their type."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        """The mean loss of logits (R, V) at targets (R,)."""
+        log_sums = torch.cat([logits[rows].float().logsumexp(dim=-1) for rows in _chunks(logits)])
+        ctx.save_for_backward(logits, targets, log_sums)
+        at_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1).float()
+        return (log_sums - at_target).mean()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """(softmax - one at the target) / R, times what comes from above."""
+        logits, targets, log_sums = ctx.saved_tensors
+        gradient, each = torch.empty_like(logits), scale / len(logits)
+        for rows in _chunks(logits):
+            share = logits[rows].to(torch.float32, copy=True).sub_(log_sums[rows].unsqueeze(1)).exp_()
+            one = torch.ones_like(log_sums[rows]).unsqueeze(1)
+            gradient[rows] = share.scatter_add_(1, targets[rows].unsqueeze(1), -one).mul_(each)
+        return gradient, None

@@ -1,0 +1,106 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from fast_electra import vocabulary_logits
+from fast_electra.vocabulary_logits import cross_entropy, sample
+
+NONE = torch.empty(0, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.37, 2.0, 4.0])
+def test_samples_follow_the_tempered_softmax(temperature):
+    torch.manual_seed(1)
+    logits = torch.randn(12) * 2
+    uniforms = torch.rand(40_000, dtype=torch.float64)
+    counts = torch.bincount(sample(logits.expand(40_000, 12), temperature, uniforms, NONE), minlength=12)
+    expected = torch.softmax(logits.double() / temperature, dim=0) * 40_000
+    assert stats.chisquare(counts.numpy(), expected.numpy() * counts.sum().item() / expected.sum().item()).pvalue > 1e-3
+
+
+def test_entropy_of_samples_rises_with_temperature():
+    torch.manual_seed(2)
+    logits, uniforms = torch.randn(200) * 3, torch.rand(20_000, dtype=torch.float64)
+
+    def entropy(temperature):
+        share = torch.bincount(sample(logits.expand(20_000, 200), temperature, uniforms, NONE), minlength=200) / 20_000
+        return float(-(share * share.clamp_min(1e-12).log()).sum())
+
+    assert entropy(0.5) < entropy(1.0) < entropy(2.0) < entropy(4.0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 2.0**-54, 0.5, 1 - 2.0**-54, 1.0])
+def test_words_at_minus_infinity_are_never_drawn_even_at_the_ends(uniform):
+    logits = torch.tensor([-torch.inf, 1.0, -torch.inf, 0.0, -torch.inf])
+    assert int(sample(logits[None], 1.0, torch.tensor([uniform], dtype=torch.float64), NONE)) in (1, 3)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 128, 1000, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sample_is_the_inverse_of_the_cumulative_softmax(vocab_size, dtype):
+    """In float64 the number lies between what has passed before the word and with it."""
+    torch.manual_seed(3)
+    logits = (torch.randn(40, 3, vocab_size) * 4).to(dtype)
+    numbers = torch.rand(40, 3, dtype=torch.float64)
+    words = sample(logits, 1.5, numbers, torch.tensor([1, 3]))
+    assert words.shape == (40, 3)
+    exact = (logits.double() / 1.5).index_fill(-1, torch.tensor([1, 3]), -torch.inf).softmax(-1).cumsum(-1)
+    passed = exact.gather(-1, words.unsqueeze(-1)).squeeze(-1)
+    before = F.pad(exact, (1, 0)).gather(-1, words.unsqueeze(-1)).squeeze(-1)
+    assert (before - 1e-6 <= numbers).all()
+    assert (numbers <= passed + 1e-6).all()
+    assert not torch.isin(words, torch.tensor([1, 3])).any()
+
+
+def test_neither_chunks_nor_what_stands_beside_it_change_a_sample(monkeypatch):
+    torch.manual_seed(4)
+    logits, numbers = torch.randn(50, 700), torch.rand(50, dtype=torch.float64)
+    kept = logits.clone()
+    whole = sample(logits, 2.0, numbers, NONE)
+    assert torch.equal(logits, kept)
+    monkeypatch.setitem(vocabulary_logits.CHUNK_MIB, "cpu", 1e-6)
+    assert torch.equal(whole, sample(logits, 2.0, numbers, NONE))
+
+
+def test_of_broken_logits_a_word_too():
+    logits = torch.full((2, 300), torch.nan)
+    words = sample(logits, 1.0, torch.tensor([0.2, 0.9], dtype=torch.float64), NONE)
+    assert ((words >= 0) & (words < 300)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_mib", [1e-6, 4])
+def test_cross_entropy_and_its_gradient_are_torchs(dtype, chunk_mib, monkeypatch):
+    monkeypatch.setitem(vocabulary_logits.CHUNK_MIB, "cpu", chunk_mib)
+    torch.manual_seed(5)
+    logits = (torch.randn(4, 6, 900) * 3).to(dtype)
+    targets = torch.randint(900, (4, 6))
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = cross_entropy(ours, targets)
+    expected = F.cross_entropy(theirs.float().flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, expected)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    assert ours.grad.dtype == dtype
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_float32_logits_are_never_whole(monkeypatch):
+    """The largest float32 tensor that either makes is a chunk."""
+    monkeypatch.setitem(vocabulary_logits.CHUNK_MIB, "cpu", 0.05)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+                largest = max(largest, made.untyped_storage().nbytes())
+            return made
+
+    logits = torch.randn(64, 1000).bfloat16().requires_grad_()
+    with Watch():
+        sample(logits, 1.0, torch.rand(64, dtype=torch.float64), NONE)
+        cross_entropy(logits, torch.randint(1000, (64,))).backward()
+    assert 0 < largest <= 1.1 * 0.05 * 2**20 < 64 * 1000 * 4
