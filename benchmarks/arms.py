@@ -112,6 +112,9 @@ MAIN = (
     Arm("frozen", "main", "frozen", "auxiliary"),
     Arm("two_stage", "main", "two_stage", "auxiliary"),
     Arm("joint_shallow", "main", "joint_shallow"),
+    # Begun with the auxiliary model's weights, as ELECTRA's two-stage training is, or with its embeddings alone.
+    _frozen("frozen_warm", "main", initial_weights="auxiliary"),
+    _frozen("frozen_embeddings", "main", initial_weights="auxiliary", initial_layers=0),
     Arm("mlm", "main", "mlm"),
     Arm("random", "main", "random"),
     # Stock ModernBERT takes no narrower generator with tied embeddings: this one is as wide and deep as the main model.
@@ -148,7 +151,7 @@ CONTROL = (
 ARMS = {arm.name: arm for arm in (*AUXILIARIES, *MAIN, *SCHEDULES, *AUXILIARY_STRENGTHS, *STABILITY, *CONTROL)}
 
 # What is run in which order: (arms, seeds), seed by seed. Main arms and their seeds come before ablations.
-_FIRST = ("frozen", "two_stage", "joint_shallow")
+_FIRST = ("frozen", "two_stage", "joint_shallow", "frozen_warm")
 _SCARCE = ("joint_gdes", "replay")
 _OTHERS = tuple(arm.name for arm in MAIN if arm.name not in _FIRST)
 ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (

@@ -33,7 +33,7 @@ FORMULA = (
     "of the share of pairs whose good sentence scores higher; judge_auc, judge_loss, floor, judge_accuracy: on "
     "held-out rows with one judge's masks and samples at T = 1 for all arms"
 )
-GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 4_000
+GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
 
 

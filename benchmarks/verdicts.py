@@ -1,4 +1,4 @@
-"""What the paper claims of quality, and whether our rows bear it out, by one rule for all.
+"""What the paper claims of quality, and what we add, and whether our rows bear it out, by one rule for all.
 
 d is the difference of two arms' means, s the larger of their ranges over seeds. With fewer than two seeds of either
 arm nothing is said, and neither where both arms' means are within MARGIN of chance: two models that have learned
@@ -44,9 +44,16 @@ class Claim:
 
 CLAIMS = (
     Claim("on a par with joint training (METRO's generator)", "frozen", "joint_shallow"),
+    Claim("the same, begun with the auxiliary model's weights (ours)", "frozen_warm", "joint_shallow"),
     Claim("on a par with joint training (generator of full size)", "frozen", "joint"),
     Claim("on a par with DeBERTaV3's joint training", "frozen", "joint_gdes"),
     Claim("a descending temperature is better than T = 1 throughout (two-stage)", "frozen", "two_stage", True),
+    Claim(
+        "beginning with the auxiliary model's weights is better than with new ones (ours)",
+        "frozen_warm",
+        "frozen",
+        True,
+    ),
     Claim("replacement paths prepared offline lose nothing", "replay", "frozen"),
     Claim("a model's samples are better than a unigram statistic's", "frozen", "unigram", True),
     Claim("a model's samples are better than random words", "frozen", "random", True),

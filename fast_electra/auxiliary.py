@@ -140,7 +140,7 @@ def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dt
             f"random ({', '.join(absent[:3])}); use a checkpoint saved with its masked-LM head (a generator, not a "
             "discriminator or bare encoder)"
         )
-    _refuse_other_vocabulary(path, model, tokenizer)
+    refuse_other_vocabulary("auxiliary", path, model, tokenizer)
     if sequence_length > positions_available(model.config):
         raise ValueError(
             f"data.sequence_length = {sequence_length}: the auxiliary model {path!r} has "
@@ -149,26 +149,29 @@ def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dt
     return model.eval().requires_grad_(False)
 
 
-def _refuse_other_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def refuse_other_vocabulary(
+    setting: str, path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise ValueError unless the model at `path`, named by `setting`, uses the corpus's tokenizer."""
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(
-            f"auxiliary = {path!r} knows {model.config.vocab_size} tokens, the corpus uses {len(tokenizer)}; "
-            "prepare the corpus with the auxiliary model's own tokenizer (prepare_corpus.py --tokenizer)"
+            f"{setting} = {path!r} knows {model.config.vocab_size} tokens, the corpus uses {len(tokenizer)}; "
+            "prepare the corpus with that model's own tokenizer (prepare_corpus.py --tokenizer)"
         )
     try:
         own = tokenizers.load(path)
     except (OSError, ValueError) as error:
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
             raise ValueError(
-                f"auxiliary = {path!r} has no tokenizer beside its weights, so that its vocabulary cannot be checked; "
+                f"{setting} = {path!r} has no tokenizer beside its weights, so that its vocabulary cannot be checked; "
                 "save its tokenizer into that folder"
             ) from error
         raise
     if tokenizers.fingerprint(own) != tokenizers.fingerprint(tokenizer):
         differing = len(set(own.get_vocab().items()) ^ set(tokenizer.get_vocab().items()))
         raise ValueError(
-            f"auxiliary = {path!r} uses another tokenizer than the corpus ({differing} entries of the vocabulary "
-            "differ, or its special tokens or normalisation do); prepare the corpus with the auxiliary model's own "
+            f"{setting} = {path!r} uses another tokenizer than the corpus ({differing} entries of the vocabulary "
+            "differ, or its special tokens or normalisation do); prepare the corpus with that model's own "
             "tokenizer (prepare_corpus.py --tokenizer)"
         )
 

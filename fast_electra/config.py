@@ -218,6 +218,10 @@ class Config:
     (`data/wiki=0.7,data/books=0.3`); empty for the built-in documentation. `auxiliary` is a folder or hub name of a
     masked LM, empty to train one first, and `auxiliary_engine` what it runs on (auxiliary_engine.py). `replacements` is
     a folder made by launchers/precompute_replacements.py, which the objective `replay` reads instead.
+
+    `initial_weights` is a folder or hub name of an encoder whose weights the run begins with, or "auxiliary" for those
+    of the auxiliary model; empty for new ones. At most `initial_layers` of its layers are taken, and never more than
+    both have; 0 takes the embeddings alone.
     """
 
     recipe: str = "demo"
@@ -229,6 +233,8 @@ class Config:
     auxiliary_gate: bool = True
     auxiliary_engine: str = "auto"
     replacements: str = ""
+    initial_weights: str = ""
+    initial_layers: int = 1_000
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -252,6 +258,7 @@ class Config:
             remedy = "objective 'replay' reads replacement paths; name a folder that precompute_replacements.py made"
         require((self.objective == "replay") == bool(self.replacements), "replacements", self.replacements, remedy)
         self._require_generator()
+        self._require_initial_weights()
         positions = self.auxiliary_model.encoder.max_positions
         require(
             not self.needs_auxiliary or bool(self.auxiliary) or self.data.sequence_length <= positions,
@@ -276,6 +283,14 @@ class Config:
             f"a narrow generator cannot share the token embeddings of a {kind} encoder, whose stock model has no "
             "projection after them; choose joint_shallow, or an electra recipe (electra_base)",
         )
+
+    def _require_initial_weights(self) -> None:
+        named, kind = self.initial_weights, self.objective
+        remedy = f"the objective {kind!r} trains a generator beside the encoder, from new weights; leave it out"
+        require(not (named and kind.startswith("joint")), "initial_weights", named, remedy)
+        remedy = f"the objective {kind!r} has no auxiliary model; name a folder or a hub model"
+        require(named != "auxiliary" or self.needs_auxiliary, "initial_weights", named, remedy)
+        require(self.initial_layers >= 0, "initial_layers", self.initial_layers, "give 0, embeddings alone, or more")
 
     @property
     def needs_auxiliary(self) -> bool:
@@ -304,6 +319,7 @@ class Config:
             recipe=f"{self.recipe}.auxiliary",
             objective="mlm",
             output=str(Path(self.output) / "auxiliary"),
+            initial_weights="",
             encoder=self.auxiliary_model.encoder,
             optimizer=dataclasses.replace(self.optimizer, peak_learning_rate=self.auxiliary_model.peak_learning_rate),
             run=dataclasses.replace(self.run, steps=self.auxiliary_model.steps),

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
@@ -215,6 +215,17 @@ def _draw_gathered(draw: Callable[[nn.Module], None], module: nn.Module) -> None
     nearby = [weight for each in (module, *module.children()) for weight in each.parameters(recurse=False)]
     with deepspeed.zero.GatheredParameters(nearby, modifier_rank=0):
         draw(module)
+
+
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], fit: Callable[[str, Tensor, Size], Tensor]) -> None:
+    """Put `weights` in the place of the model's of the same names; `fit` gives each in the size that is wanted.
+
+    Those that ZeRO-3 has split are gathered one at a time, and the first process's value is kept.
+    """
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(fit(name, weights[name], parameter.shape))
 
 
 def training_engine(

@@ -2,10 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from fast_electra import (
     deepspeed_config,
     documentation,
     flops,
+    initial_weights,
     objectives,
     optim,
     parallel,
@@ -44,6 +46,7 @@ from fast_electra.separation import FLEX
 from fast_electra.statistic import Statistic, unigram
 
 GATE_ROWS = 256
+_BOUND = ("auxiliary_weights", "auxiliary_engine", "initial_weights")
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _CHECKPOINT_BYTES_PER_WEIGHT, _EXPORT_BYTES_PER_WEIGHT = 14, 4
 
@@ -142,8 +145,11 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
+    with parallel.first_on_each_machine():
+        weights, of_weights = initial_weights.read(config, shape, tokenizer)
+    facts |= of_weights
     on_rank_zero(lambda: run_folder.bind(config.output, _identity(batches, facts)))
-    engine, num_weights = _engine(config, settings, partial(objective.module, shape))
+    engine, num_weights = _engine(config, settings, partial(objective.module, shape), weights)
     generator = None
     if isinstance(objective, Decoupled):
         objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module)
@@ -177,7 +183,7 @@ def _pairs(config: Config) -> list[blimp.Pair]:
 def _identity(batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is resumed, and is not told by its config."""
     identity = {f"corpus {each.path}": each.fingerprint for each in batches.corpora}
-    return identity | {name: facts[name] for name in ("auxiliary_weights", "auxiliary_engine") if name in facts}
+    return identity | {name: facts[name] for name in _BOUND if name in facts}
 
 
 def _attention(config: Config) -> str:
@@ -192,13 +198,21 @@ def _unmonitored(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _engine(
-    config: Config, settings: dict[str, Any], make: Callable[[str, torch.dtype], nn.Module]
+    config: Config,
+    settings: dict[str, Any],
+    make: Callable[[str, torch.dtype], nn.Module],
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[parallel.Engine, int]:
-    """The training engine around the module that `make` builds, and the number of weights in it."""
+    """The training engine around the module that `make` builds, and the number of weights in it.
+
+    `weights` are what the encoder of its stock model begins with.
+    """
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
         module = make(_attention(config), dtype_of(config))
+    if weights:
+        parallel.assign_weights(cast(Any, module).model.base_model, weights, initial_weights.fitted)
     if config.run.activation_checkpointing:
         recompute_activations(module)
     num_weights = parallel.num_weights(module)

@@ -1,0 +1,125 @@
+"""A run that begins with another encoder's weights: which it takes, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, launch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from fast_electra import initial_weights, recipes
+from fast_electra.config import EncoderConfig
+from fast_electra.encoder import transformers_config
+from fast_electra.parallel import assign_weights
+
+SHAPE = EncoderConfig(num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=64)
+
+
+def saved(folder, tokenizer, **sizes):
+    """The folder of a masked LM with new weights."""
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(transformers_config(replace(SHAPE, **sizes), tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def taken(path, tokenizer, layers=1_000, **sizes):
+    """(weights, facts) that a run of this shape begins with."""
+    shape = replace(SHAPE, **sizes)
+    config = replace(recipes.get("demo"), encoder=shape, initial_weights=path, initial_layers=layers)
+    return initial_weights.read(config, transformers_config(shape, tokenizer), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("layers", "there", "expected"), [(1_000, 2, {0, 1}), (1_000, 5, {0, 1, 2}), (1, 5, {0}), (0, 5, set())]
+)
+def test_the_first_layers_and_the_embeddings_are_taken(layers, there, expected, tiny_tokenizer, tmp_path):
+    path = saved(tmp_path, tiny_tokenizer, num_layers=there)
+    weights, facts = taken(path, tiny_tokenizer, layers)
+    assert {int(name.split(".")[1]) for name in weights if name.startswith("layers.")} == expected
+    assert facts["initial_layers"] == len(expected)
+    rest = {name for name in weights if not name.startswith("layers.")}
+    embeddings = {"embeddings.tok_embeddings.weight", "embeddings.norm.weight"}
+    assert rest == (embeddings if layers == 0 else embeddings | {"final_norm.weight"})
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "electra", "bert", "roberta", "deberta-v2"])
+def test_a_model_of_every_kind_computes_what_the_one_it_began_with_does(kind, tiny_tokenizer, tmp_path):
+    longer = 64 if kind == "deberta-v2" else 96  # whose positions are relative: there is nothing to cut
+    path = saved(tmp_path, tiny_tokenizer, model_type=kind, max_positions=longer)
+    weights, _ = taken(path, tiny_tokenizer, model_type=kind)
+    torch.manual_seed(1)
+    model = AutoModelForMaskedLM.from_config(
+        transformers_config(replace(SHAPE, model_type=kind), tiny_tokenizer)
+    ).base_model.eval()
+    source = AutoModelForMaskedLM.from_pretrained(path).base_model.eval()
+    tokens = torch.randint(6, len(tiny_tokenizer), (2, 20))
+    before = model(tokens)[0]
+    assign_weights(model, weights, initial_weights.fitted)
+    torch.testing.assert_close(model(tokens)[0], source(tokens)[0])
+    assert not torch.allclose(before, model(tokens)[0])
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({"model_type": "bert"}, "of the kind 'bert'; set encoder.model_type"),
+        ({"hidden_size": 64}, r"has the shape \(512, 64\) there, \(512, 32\) in this run"),
+        ({"intermediate_size": 64}, "give the encoder the sizes"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(there, message, tiny_tokenizer, tmp_path):
+    path = saved(tmp_path, tiny_tokenizer, **there)
+    model = AutoModelForMaskedLM.from_config(transformers_config(SHAPE, tiny_tokenizer)).base_model
+    with pytest.raises(ValueError, match=message):
+        assign_weights(model, taken(path, tiny_tokenizer)[0], initial_weights.fitted)
+
+
+def test_no_encoder_is_refused_and_none_asked_for_is_none(tiny_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"initial_weights = .* is no encoder"):
+        taken(str(tmp_path), tiny_tokenizer)
+    assert taken("", tiny_tokenizer) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "joint_shallow", "initial_weights": "somewhere"}, "trains a generator beside the encoder"),
+        ({"objective": "mlm", "initial_weights": "auxiliary"}, "has no auxiliary model"),
+        ({"initial_layers": -2}, "give 0, embeddings alone, or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(recipes.get("demo"), **settings)
+
+
+@pytest.mark.parametrize(("stage", "num_processes"), [(1, 1), (3, 2)])
+def test_a_run_begins_with_its_auxiliary_models_weights(stage, num_processes, tiny_corpus, tmp_path):
+    """At a rate of next to nothing they are what it ends with; its fourth layer and its head are new."""
+    still = ["--optimizer.peak_learning_rate=1e-12", "--optimizer.weight_decay=0", "--run.steps=2"]
+    launch(*TINY, "--objective=mlm", f"--corpus={tiny_corpus}", f"--output={tmp_path / 'lm'}", *still)
+    launch(
+        *TINY,
+        *still,
+        "--initial_weights=auxiliary",
+        "--encoder.num_layers=3",
+        f"--auxiliary={tmp_path / 'lm' / 'export'}",
+        f"--corpus={tiny_corpus}",
+        f"--output={tmp_path / 'run'}",
+        f"--deepspeed=ds_configs/zero{stage}.json",
+        num_processes=num_processes,
+    )
+    before, after = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("lm", "run"))
+    shared = {name for name in before if name.startswith("model.")}
+    assert len(shared) == 2 + 1 + 2 * 6 - 1  # embeddings, last norm, two layers of six weights, one norm less
+    for name in shared:
+        torch.testing.assert_close(after[name], before[name], rtol=2**-8, atol=1e-6)
+    assert {name for name in after if name.startswith("model.") and name not in before} == {
+        name.replace("layers.1.", "layers.2.") for name in before if "layers.1." in name
+    }
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["initial_layers"] == 2
