@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fast_electra.config import DataConfig, require
+from fast_electra.config import DataConfig
 from fast_electra.corpus import Corpus, require_known_ids
 from fast_electra.masking import masked_positions
 from fast_electra.randomness import permute
+from fast_electra.require import require
 from fast_electra.separation import WHOLE_ROWS, places
 
 _PERIOD = 4096

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fast_electra.config import require
+from fast_electra.require import require
 
 VARIANTS = ("sum", "mean", "sum_with_special")
 BATCH_TOKENS = 4096

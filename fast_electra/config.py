@@ -5,33 +5,20 @@ derived from other fields is a property, never a field, so that no two fields ca
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from fast_electra.require import require, require_each
+from fast_electra.run_config import OptimizerConfig, RunConfig
 
 OBJECTIVES = (
     *("frozen", "replay", "two_stage", "unigram", "random"),
     *("joint", "joint_shallow", "joint_gdes", "joint_decoupled"),
     "mlm",
 )
-DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENGINES = ("auto", "plain", "compiled", "injected")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
-
-
-def require(condition: bool, name: str, value: Any, remedy: str) -> None:
-    """Raise `ValueError` with the setting's name, its value and the way out unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"{name} = {value!r:.200}: {remedy}")
-
-
-def require_each(section: str, settings: Any, names: Iterable[str], holds: Callable[[Any], bool], remedy: str) -> None:
-    """`require` that the named settings of a section hold."""
-    for name in names:
-        value = getattr(settings, name)
-        require(holds(value), f"{section}.{name}", value, remedy)
 
 
 @dataclass(frozen=True)
@@ -145,69 +132,6 @@ class TemperatureConfig:
         require(self.schedule in SCHEDULES, "temperature.schedule", self.schedule, f"choose one of {SCHEDULES}")
         numbers = ("initial", "final", "tau", "power")
         require_each("temperature", self, numbers, lambda value: value > 0, "give a number above 0")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up over `warmup_ratio` of the steps and linear decay to 0."""
-
-    peak_learning_rate: float = 4e-4
-    warmup_ratio: float = 0.08
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        rate, remedy = self.peak_learning_rate, "give a number above 0, such as 4e-4"
-        require(rate > 0, "optimizer.peak_learning_rate", rate, remedy)
-        require(0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "give a share from 0 up to 1")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time.
-
-    The last `keep_checkpoints` stay, and those at multiples of `keep_every` steps (0: none). `stop_at_step` ends a
-    start early, saved (0: no). `dtype` is bfloat16, float32, or auto: bfloat16 where the hardware multiplies it.
-    `activation_checkpointing` keeps a layer's input alone and computes the rest again in backward: memory for time.
-    `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
-
-    An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
-    to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
-    never. Losses `spike_deviations` standard deviations above their running mean are written down with their rows, 0
-    means none. A process without progress for `hang_minutes`, starting or training, ends itself, 0 means never.
-    """
-
-    steps: int = 125_000
-    batch_rows: int = 2048
-    micro_batch_rows: int = 64
-    log_every: int = 100
-    evaluate_every: int = 5_000
-    save_every: int = 5_000
-    keep_checkpoints: int = 2
-    keep_every: int = 0
-    compile: bool = False
-    activation_checkpointing: bool = False
-    stop_at_step: int = 0
-    dtype: str = "auto"
-    blimp: str = ""
-    blimp_pairs: int = 20
-    on_nan: str = "stop"
-    max_skipped: int = 100
-    floor_patience: int = 0
-    spike_deviations: float = 6.0
-    hang_minutes: float = 20.0
-
-    def __post_init__(self) -> None:
-        rhythm = ("log_every", "evaluate_every", "save_every", "keep_checkpoints")
-        counts = ("steps", "batch_rows", "micro_batch_rows", *rhythm)
-        require_each("run", self, counts, lambda count: count >= 1, "give a whole number of at least 1")
-        require(self.dtype in DTYPES, "run.dtype", self.dtype, f"choose one of {DTYPES}")
-        require(self.on_nan in ("stop", "skip"), "run.on_nan", self.on_nan, "choose stop or skip")
-        limits = ("max_skipped", "floor_patience", "spike_deviations", "hang_minutes", "keep_every", "blimp_pairs")
-        require_each("run", self, limits, lambda limit: limit >= 0, "give 0 or more")
 
 
 @dataclass(frozen=True)

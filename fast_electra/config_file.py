@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from fast_electra import json_file
-from fast_electra.config import Config, require
+from fast_electra.config import Config
+from fast_electra.require import require
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fast_electra import parallel
+from fast_electra import parallel, sharded_weights
 from fast_electra.objectives import Exported
 
 SHARD_BYTES = 4 * 2**30
@@ -88,9 +88,9 @@ def _write_weights(engine: parallel.Engine, exported: Exported, folder: Path) ->
     shards: list[dict[str, int]] = []
     shard: dict[str, Tensor] = {}
     added_to, module = exported.added or ("", nn.Module())
-    for name, weight in parallel.full_weights(engine, exported.model):
+    for name, weight in sharded_weights.full_weights(engine, exported.model):
         if name == added_to:
-            weight += next(parallel.full_weights(engine, module))[1]
+            weight += next(sharded_weights.full_weights(engine, module))[1]
         if not writes:
             continue
         if shard and size + weight.nbytes > SHARD_BYTES:

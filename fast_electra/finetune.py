@@ -25,7 +25,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks
-from fast_electra.config import require
+from fast_electra.require import require
 from fast_electra.run_folder import flatten, write_json
 
 _MANY_EPOCHS = ("RTE", "STS-B")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fast_electra import checkpoint, parallel
+from fast_electra import checkpoint, parallel, sharded_weights
 from fast_electra.divergence import DivergedError, Spikes, is_below_floor, last_below_floor
 from fast_electra.run_folder import MetricsLog
 from fast_electra.setup_run import Run
@@ -74,7 +74,7 @@ class Health:
 
     def require_sound_weights(self) -> None:
         """Raise DivergedError rather than save weights that are not finite. All processes take part."""
-        sound = [parallel.weights_are_finite(engine) for engine in self.run.engines]
+        sound = [sharded_weights.weights_are_finite(engine) for engine in self.run.engines]
         if not all(sound):
             raise DivergedError(
                 f"step {self.run.position.step}: weights are no longer finite, and no checkpoint was made of them. "

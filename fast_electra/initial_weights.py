@@ -19,7 +19,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fast_electra.auxiliary import refuse_other_vocabulary, weights_fingerprint
-from fast_electra.config import Config, require
+from fast_electra.config import Config
+from fast_electra.require import require
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"^embeddings")

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from fast_electra.config import OptimizerConfig
+from fast_electra.run_config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

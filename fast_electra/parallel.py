@@ -1,4 +1,4 @@
-"""The edge: with stop_vote.py, injection.py and checkpoint.py all that knows of several processes and of DeepSpeed.
+"""The edge: what knows of several processes and of DeepSpeed (with sharded_weights, stop_vote, injection, checkpoint).
 
 Models and objectives know of one process; here they meet the group, the ZeRO partitioning and the engines. A model
 built inside `building` under ZeRO-3 is split as it is made and never whole on one process; the frozen auxiliary model
@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
-from torch import Size, Tensor, nn
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
@@ -217,17 +217,6 @@ def _draw_gathered(draw: Callable[[nn.Module], None], module: nn.Module) -> None
         draw(module)
 
 
-def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], fit: Callable[[str, Tensor, Size], Tensor]) -> None:
-    """Put `weights` in the place of the model's of the same names; `fit` gives each in the size that is wanted.
-
-    Those that ZeRO-3 has split are gathered one at a time, and the first process's value is kept.
-    """
-    for name, parameter in model.named_parameters():
-        if name in weights:
-            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(fit(name, weights[name], parameter.shape))
-
-
 def training_engine(
     module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any], compiled: bool = False
 ) -> Engine:
@@ -290,27 +279,3 @@ def set_learning_rate(engine: Engine, value: float) -> None:
 def update_was_made(engine: Engine) -> bool:
     """Whether the engine made its last update; it leaves out one whose gradients are not finite, on all processes."""
     return not engine.optimizer.overflow
-
-
-def weights_are_finite(engine: Engine) -> bool:
-    """Whether all weights are, those held by other processes included. All processes take part."""
-    here = [getattr(p, "ds_tensor", p).detach().isfinite().all() for p in engine.module.parameters()]
-    return not sum_over_processes((~torch.stack(here).to(device())).any().int()).item()
-
-
-def full_weights(engine: Engine, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, float32 master weight on the CPU) one at a time, gathered from wherever its parts lie; all take part."""
-    for name, parameter in module.named_parameters():
-        weight = safe_get_full_fp32_param(parameter)
-        assert weight is not None, f"DeepSpeed has no master weight of {name}"
-        yield name, weight.detach().to("cpu", copy=True)
-
-
-def local_weight_elements(module: nn.Module) -> int:
-    """How many weight elements this process holds now: under ZeRO-3, its share."""
-    return sum(getattr(p, "ds_tensor", p).numel() for p in module.parameters())
-
-
-def num_weights(module: nn.Module) -> int:
-    """Weight elements of the whole module, wherever its parts lie."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())

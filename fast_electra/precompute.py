@@ -20,11 +20,12 @@ from tqdm import tqdm
 from fast_electra import failure, parallel, replacement_store, run_state, setup_run
 from fast_electra.auxiliary import Auxiliary, weights_fingerprint
 from fast_electra.batches import Batches
-from fast_electra.config import Config, require
+from fast_electra.config import Config
 from fast_electra.gumbel import NoiseKeys
 from fast_electra.replacement_store import Provenance
 from fast_electra.replacements import Paths, TemperatureGrid, replacement_paths
 from fast_electra.replay import identity
+from fast_electra.require import require
 from fast_electra.watchdog import LONG, Watchdog, patience_minutes
 
 BATCH_ROWS = 64

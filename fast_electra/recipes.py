@@ -19,10 +19,9 @@ from fast_electra.config import (
     DataConfig,
     EncoderConfig,
     GeneratorConfig,
-    OptimizerConfig,
-    RunConfig,
     TemperatureConfig,
 )
+from fast_electra.run_config import OptimizerConfig, RunConfig
 
 
 def demo() -> Config:

@@ -18,9 +18,10 @@ import xxhash
 from torch import Tensor
 
 from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.config import Config, DataConfig, TemperatureConfig, require
+from fast_electra.config import Config, DataConfig, TemperatureConfig
 from fast_electra.objectives import Frozen
 from fast_electra.replacement_store import ReplacementStore
+from fast_electra.require import require
 from fast_electra.temperature import temperature
 
 _MASKS_COMPARED = 64

@@ -7,8 +7,8 @@ import numpy as np
 
 from fast_electra import config_file
 from fast_electra.batches import Batches
-from fast_electra.config import require
 from fast_electra.corpus import Corpus
+from fast_electra.require import require
 
 
 def texts(folder: str, numbers: list[int]) -> Iterator[tuple[int, str]]:

@@ -32,6 +32,7 @@ from fast_electra import (
     run_flops,
     run_folder,
     separation,
+    sharded_weights,
 )
 from fast_electra import corpus as corpora
 from fast_electra.batches import Batches
@@ -203,19 +204,16 @@ def _engine(
     make: Callable[[str, torch.dtype], nn.Module],
     weights: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[parallel.Engine, int]:
-    """The training engine around the module that `make` builds, and the number of weights in it.
-
-    `weights` are what the encoder of its stock model begins with.
-    """
+    """The engine around the module that `make` builds, whose encoder begins with `weights`, and how many it has."""
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
         module = make(_attention(config), dtype_of(config))
     if weights:
-        parallel.assign_weights(cast(Any, module).model.base_model, weights, initial_weights.fitted)
+        sharded_weights.assign_weights(cast(Any, module).model.base_model, weights, initial_weights.fitted)
     if config.run.activation_checkpointing:
         recompute_activations(module)
-    num_weights = parallel.num_weights(module)
+    num_weights = sharded_weights.num_weights(module)
     kept = config.run.keep_checkpoints + (config.run.steps // config.run.keep_every if config.run.keep_every else 0)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (kept + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)

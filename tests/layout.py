@@ -12,7 +12,7 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from torch import nn
 
-from fast_electra import checkpoint, deepspeed_config, optim, parallel, recipes
+from fast_electra import checkpoint, deepspeed_config, optim, parallel, recipes, sharded_weights
 from fast_electra.checkpoint import Keep, Position
 
 
@@ -54,7 +54,7 @@ def train(engine: parallel.Engine, updates: int, first: int = 0) -> None:
 def digest(engine: parallel.Engine) -> str:
     """Of everything that an update reads, whole."""
     found = hashlib.sha256()
-    for name, weight in parallel.full_weights(engine, engine.module):
+    for name, weight in sharded_weights.full_weights(engine, engine.module):
         parameter = dict(engine.module.named_parameters())[name]
         states = [safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")]
         for each in (weight, *states):
@@ -68,13 +68,13 @@ def main() -> None:
     stage, folder = int(stage_number), Path(folder_name)
     parallel.start()
     engine = build(stage)
-    before = {name: tensor.clone() for name, tensor in parallel.full_weights(engine, engine.module)}
+    before = {name: tensor.clone() for name, tensor in sharded_weights.full_weights(engine, engine.module)}
     position = checkpoint.restore(engine, folder)
     if action == "train":
         train(engine, 3, position.step)
         position = Position(position.step + 3, 72, 1.0)
         checkpoint.save(engine, folder, position, Keep(9))
-    moved = [not torch.equal(before[name], now) for name, now in parallel.full_weights(engine, engine.module)]
+    moved = [not torch.equal(before[name], now) for name, now in sharded_weights.full_weights(engine, engine.module)]
     text = digest(engine)
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     loss = engine(torch.arange(10).view(2, 5)).detach()

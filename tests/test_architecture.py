@@ -5,19 +5,20 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
-    randomness precision json_file config config_file recipes
+    randomness precision json_file require run_config config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
     masking separation batches blimp
-    divergence temperature encoder statistic auxiliary gumbel replacements replacement_codec replacement_store
+    divergence temperature encoder statistic vocabulary_logits auxiliary initial_weights
+    gumbel replacements replacement_codec replacement_store
     discriminator metrics objectives joint decoupled replay trained
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder command_line summary
-    slurm preemption failure watchdog operator_builds shared_memory injection parallel stop_vote auxiliary_engine
-    checkpoint export setup_run precompute
+    slurm preemption failure watchdog operator_builds shared_memory injection
+    parallel sharded_weights stop_vote auxiliary_engine checkpoint export setup_run precompute
     health progress pretrain status row_text
     layer_decay glue squad scores tasks task_head finetune finetune_runs
 """
 FLOW = _FLOW.split()
-EDGE = {"injection", "parallel", "stop_vote", "checkpoint"}
+EDGE = {"injection", "parallel", "sharded_weights", "stop_vote", "checkpoint"}
 EDGE_PACKAGES = ("torch.distributed", "deepspeed", "megatron.core.parallel_state")
 
 

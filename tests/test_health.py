@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, clean_environment, launch
 
-from fast_electra import parallel, pretrain, recipes, run_folder, setup_run
+from fast_electra import parallel, pretrain, recipes, run_folder, setup_run, sharded_weights
 from fast_electra.divergence import WARM_UP, DivergedError
 from fast_electra.progress import Progress
 from fast_electra.watchdog import Watchdog
@@ -76,7 +76,7 @@ def state(run):
         for name, value in each.items()
     }
     assert len(moments) >= 3
-    return dict(parallel.full_weights(run.engine, run.engine.module)) | moments
+    return dict(sharded_weights.full_weights(run.engine, run.engine.module)) | moments
 
 
 def equal(one, other):

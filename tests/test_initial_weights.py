@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM
 from fast_electra import initial_weights, recipes
 from fast_electra.config import EncoderConfig
 from fast_electra.encoder import transformers_config
-from fast_electra.parallel import assign_weights
+from fast_electra.sharded_weights import assign_weights
 
 SHAPE = EncoderConfig(num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=64)
 

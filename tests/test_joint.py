@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
-from fast_electra import discriminator, parallel, recipes
+from fast_electra import discriminator, parallel, recipes, sharded_weights
 from fast_electra.batches import MaskedBatch
 from fast_electra.config import EncoderConfig
 from fast_electra.decoupled import Decoupled
@@ -245,7 +245,7 @@ def test_one_joint_step_is_plain_torchs_under_every_zero_stage(stage):
     assert (report["generator_loss"], report["loss"]) == pytest.approx((mlm, rtd), rel=1e-6)
     for ours, theirs in zip(models(engine.module), (generator, model), strict=True):
         expected = dict(theirs.named_parameters())
-        for name, weight in parallel.full_weights(engine, ours):
+        for name, weight in sharded_weights.full_weights(engine, ours):
             torch.testing.assert_close(weight.cpu(), expected[name], rtol=1e-5, atol=2e-6, msg=f"{name} differs")
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fast_electra.config import OptimizerConfig
 from fast_electra.optim import learning_rate, parameter_groups
+from fast_electra.run_config import OptimizerConfig
 
 
 def test_the_rate_rises_then_falls_to_nothing():

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
-from fast_electra import deepspeed_config, discriminator, optim, parallel, recipes
+from fast_electra import deepspeed_config, discriminator, optim, parallel, recipes, sharded_weights
 from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
 from fast_electra.batches import Batches
 from fast_electra.config import ENCODER_TYPES, DataConfig, EncoderConfig, TemperatureConfig
@@ -22,7 +22,7 @@ from fast_electra.objectives import Frozen
 
 SHARE = """
 import torch
-from fast_electra import command_line, deepspeed_config, discriminator, parallel
+from fast_electra import command_line, deepspeed_config, discriminator, parallel, sharded_weights
 from fast_electra.encoder import transformers_config
 
 class Words:
@@ -35,7 +35,7 @@ parallel.start()
 settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
 with parallel.building(settings):
     model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
-share = parallel.local_weight_elements(model) / parallel.num_weights(model)
+share = sharded_weights.local_weight_elements(model) / sharded_weights.num_weights(model)
 print(f"rank {parallel.rank()} holds {share:.3f}", flush=True)
 parallel.stop(0)
 """
@@ -76,7 +76,7 @@ def frozen_training(tiny_corpus):
 def test_training_changes_the_discriminator_and_never_the_auxiliary_model(frozen_training):
     engine, objective, model, batches = frozen_training
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trained = dict(parallel.full_weights(engine, engine.module))
+    trained = dict(sharded_weights.full_weights(engine, engine.module))
     for step in range(3):
         inputs = objective.inputs(batches.training(4 * step, 4), 0.5)
         loss, _ = engine(*inputs)
@@ -85,7 +85,7 @@ def test_training_changes_the_discriminator_and_never_the_auxiliary_model(frozen
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
     assert not any(model is module for module in engine.module.modules())
-    changed = [not torch.equal(trained[name], now) for name, now in parallel.full_weights(engine, engine.module)]
+    changed = [not torch.equal(trained[name], now) for name, now in sharded_weights.full_weights(engine, engine.module)]
     assert all(changed)
 
 

@@ -13,12 +13,13 @@ from transformers import AutoModelForMaskedLM, BertConfig
 from fast_electra import json_file, replacement_store, replay
 from fast_electra.auxiliary import Auxiliary, MaskedLM
 from fast_electra.batches import Batches
-from fast_electra.config import Config, DataConfig, EncoderConfig, RunConfig, TemperatureConfig
+from fast_electra.config import Config, DataConfig, EncoderConfig, TemperatureConfig
 from fast_electra.gumbel import NoiseKeys, gumbel_noise
 from fast_electra.objectives import Frozen
 from fast_electra.precompute import Precomputation, provenance_of
 from fast_electra.replacement_store import ReplacementStore
 from fast_electra.replacements import TemperatureGrid, sample
+from fast_electra.run_config import RunConfig
 
 LENGTH, STEPS, BATCH = 16, 30, 8
 DATA = DataConfig(sequence_length=LENGTH, held_out_rows=6, num_draws=2)

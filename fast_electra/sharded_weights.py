@@ -1,0 +1,45 @@
+"""Weights of models in training, wherever their parts lie: under ZeRO-3 each process holds a share of every one."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Size, Tensor, nn
+
+from fast_electra import parallel
+
+
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], fit: Callable[[str, Tensor, Size], Tensor]) -> None:
+    """Put `weights` in the place of the model's of the same names; `fit` gives each in the size that is wanted.
+
+    Those that ZeRO-3 has split are gathered one at a time, and the first process's value is kept.
+    """
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(fit(name, weights[name], parameter.shape))
+
+
+def weights_are_finite(engine: parallel.Engine) -> bool:
+    """Whether all weights are, those held by other processes included. All processes take part."""
+    here = [getattr(p, "ds_tensor", p).detach().isfinite().all() for p in engine.module.parameters()]
+    return not parallel.sum_over_processes((~torch.stack(here).to(parallel.device())).any().int()).item()
+
+
+def full_weights(engine: parallel.Engine, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, float32 master weight on the CPU) one at a time, gathered from wherever its parts lie; all take part."""
+    for name, parameter in module.named_parameters():
+        weight = safe_get_full_fp32_param(parameter)
+        assert weight is not None, f"DeepSpeed has no master weight of {name}"
+        yield name, weight.detach().to("cpu", copy=True)
+
+
+def local_weight_elements(module: nn.Module) -> int:
+    """How many weight elements this process holds now: under ZeRO-3, its share."""
+    return sum(getattr(p, "ds_tensor", p).numel() for p in module.parameters())
+
+
+def num_weights(module: nn.Module) -> int:
+    """Weight elements of the whole module, wherever its parts lie."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
