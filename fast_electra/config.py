@@ -143,9 +143,9 @@ class Config:
     masked LM, empty to train one first, and `auxiliary_engine` what it runs on (auxiliary_engine.py). `replacements` is
     a folder made by launchers/precompute_replacements.py, which the objective `replay` reads instead.
 
-    `initial_weights` is a folder or hub name of an encoder whose weights the run begins with, or "auxiliary" for those
-    of the auxiliary model; empty for new ones. At most `initial_layers` of its layers are taken, and never more than
-    both have; 0 takes the embeddings alone.
+    `initial_weights` is a folder or hub name of an encoder whose weights the run begins with, "auxiliary" for those of
+    the auxiliary model, "auto" for the same where there is one and it fits; empty for new ones. At most
+    `initial_layers` of its layers are taken, and never more than both have; 0 takes the embeddings alone.
     """
 
     recipe: str = "demo"
@@ -211,7 +211,7 @@ class Config:
     def _require_initial_weights(self) -> None:
         named, kind = self.initial_weights, self.objective
         remedy = f"the objective {kind!r} trains a generator beside the encoder, from new weights; leave it out"
-        require(not (named and kind.startswith("joint")), "initial_weights", named, remedy)
+        require(named in ("", "auto") or not kind.startswith("joint"), "initial_weights", named, remedy)
         remedy = f"the objective {kind!r} has no auxiliary model; name a folder or a hub model"
         require(named != "auxiliary" or self.needs_auxiliary, "initial_weights", named, remedy)
         require(self.initial_layers >= 0, "initial_layers", self.initial_layers, "give 0, embeddings alone, or more")

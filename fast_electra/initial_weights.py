@@ -4,8 +4,9 @@ What a joint run gives its discriminator through shared embeddings, a run on a f
 model before it starts (`initial_weights = auxiliary`): ELECTRA's two-stage training does so (Clark et al., ICLR 2020).
 With a folder or a name on the hub it goes on from an encoder that somebody has trained.
 
-Both must be of one kind and width. The first layers are taken, as many as both have; layers beyond them stay new, and
-so does the head. Absolute position embeddings of longer rows are cut.
+Both must be of one kind and width; `auto` takes the auxiliary model's weights where they are, and new ones elsewhere.
+The first layers are taken, as many as both have; layers beyond them stay new, and so does the head. Absolute position
+embeddings of longer rows are cut.
 """
 
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fast_electra.auxiliary import refuse_other_vocabulary, weights_fingerprint
@@ -23,6 +24,7 @@ from fast_electra.config import Config
 from fast_electra.require import require
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
+_SIZES = ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "embedding_size")
 _EMBEDDINGS = re.compile(r"^embeddings")
 
 
@@ -33,9 +35,35 @@ def read(
 
     Both are empty for a run that begins with new weights. Raises ValueError where the encoder named does not fit.
     """
-    path = config.auxiliary if config.initial_weights == "auxiliary" else config.initial_weights
+    path = _named(config, shape)
     if not path:
         return {}, {}
+    source = _load(path)
+    remedy = f"it is of the kind {source.config.model_type!r}; set encoder.model_type to it"
+    require(source.config.model_type == shape.model_type, "initial_weights", path, remedy)
+    refuse_other_vocabulary("initial_weights", path, source, tokenizer)
+    most = min(config.initial_layers, shape.num_hidden_layers)
+    taken = {name: weight.detach() for name, weight in source.named_parameters() if _is_taken(name, most)}
+    layers = {int(found[1]) for name in taken if (found := _LAYER.search(name))}
+    facts = {"initial_weights": weights_fingerprint(source), "initial_layers": len(layers), "initial_from": path}
+    return taken, facts
+
+
+def _named(config: Config, shape: PreTrainedConfig) -> str:
+    """The folder or hub name to begin with, if any."""
+    if config.initial_weights == "auxiliary":
+        return config.auxiliary
+    if config.initial_weights != "auto":
+        return config.initial_weights
+    if not config.needs_auxiliary:
+        return ""
+    found = AutoConfig.from_pretrained(config.auxiliary, trust_remote_code=False)
+    fits = all(getattr(found, name, None) == getattr(shape, name, None) for name in _SIZES)
+    return config.auxiliary if fits else ""
+
+
+def _load(path: str) -> PreTrainedModel:
+    """The encoder at `path`. Raises ValueError where there is none, or not the whole of it."""
     try:
         with _quietly():  # a head that is left out is no news
             source, info = AutoModel.from_pretrained(
@@ -49,14 +77,8 @@ def read(
     absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     remedy = "they would be random; use a checkpoint that holds the whole encoder"
     require(not absent, "initial_weights", path, f"weights such as {', '.join(absent[:3])} are not in it: {remedy}")
-    remedy = f"it is of the kind {source.config.model_type!r}; set encoder.model_type to it"
-    require(source.config.model_type == shape.model_type, "initial_weights", path, remedy)
-    refuse_other_vocabulary("initial_weights", path, source, tokenizer)
-    most = min(config.initial_layers, shape.num_hidden_layers)
-    taken = {name: weight for name, weight in source.named_parameters() if _is_taken(name, most)}
-    layers = {int(found[1]) for name in taken if (found := _LAYER.search(name))}
-    facts = {"initial_weights": weights_fingerprint(source), "initial_layers": len(layers)}
-    return {name: weight.detach() for name, weight in taken.items()}, facts
+    made: PreTrainedModel = source
+    return made
 
 
 @contextmanager

@@ -10,6 +10,7 @@ def describe(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['recipe']} ({summary['objective']}) {state}",
         *learned,
+        *_begun(summary),
         f"  trained      {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['weights']:,} weights, "
         f"{summary['seconds']:.0f} s on {summary['num_processes']} process(es)",
         f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%} of the "
@@ -24,6 +25,12 @@ def describe(summary: dict[str, Any]) -> str:
         f'    model = {summary["model_class"]}.from_pretrained("{summary["export"]}")',
     ]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _begun(summary: dict[str, Any]) -> list[str]:
+    if "initial_from" not in summary:
+        return []
+    return [f"  begun with   the embeddings and {summary['initial_layers']} layers of {summary['initial_from']}"]
 
 
 def _startup(summary: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from fast_electra import initial_weights, recipes
 from fast_electra.config import EncoderConfig
 from fast_electra.encoder import transformers_config
 from fast_electra.sharded_weights import assign_weights
+from fast_electra.summary import describe
 
 SHAPE = EncoderConfig(num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=64)
 
@@ -85,6 +86,25 @@ def test_no_encoder_is_refused_and_none_asked_for_is_none(tiny_tokenizer, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("objective", "sizes", "fits"),
+    [
+        ("frozen", {}, True),
+        ("two_stage", {"num_layers": 5}, True),
+        ("frozen", {"hidden_size": 64}, False),
+        ("frozen", {"model_type": "bert"}, False),
+        ("mlm", {}, False),
+        ("unigram", {}, False),
+    ],
+)
+def test_auto_takes_the_auxiliary_models_weights_where_they_fit(objective, sizes, fits, tiny_tokenizer, tmp_path):
+    path = saved(tmp_path, tiny_tokenizer, **sizes)
+    demo = replace(recipes.get("demo"), objective=objective, encoder=SHAPE, initial_weights="auto")
+    config = replace(demo, auxiliary=path if demo.needs_auxiliary else "")
+    weights, facts = initial_weights.read(config, transformers_config(SHAPE, tiny_tokenizer), tiny_tokenizer)
+    assert (bool(weights), bool(facts)) == (fits, fits)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"objective": "joint_shallow", "initial_weights": "somewhere"}, "trains a generator beside the encoder"),
@@ -122,4 +142,10 @@ def test_a_run_begins_with_its_auxiliary_models_weights(stage, num_processes, ti
         name.replace("layers.1.", "layers.2.") for name in before if "layers.1." in name
     }
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["initial_layers"] == 2
+    assert "begun with   the embeddings and 2 layers of" in describe(summary)
+
+
+def test_auto_goes_with_every_objective():
+    small = replace(recipes.get("small"), initial_weights="auto")
+    for objective in ("joint_shallow", "mlm", "random"):
+        replace(small, objective=objective)
