@@ -114,6 +114,7 @@ MAIN = (
     Arm("joint_shallow", "main", "joint_shallow"),
     # Begun with the auxiliary model's weights, as ELECTRA's two-stage training is, or with its embeddings alone.
     _frozen("frozen_warm", "main", initial_weights="auxiliary"),
+    Arm("two_stage_warm", "main", "two_stage", "auxiliary", settings={"initial_weights": "auxiliary"}),
     _frozen("frozen_embeddings", "main", initial_weights="auxiliary", initial_layers=0),
     Arm("mlm", "main", "mlm"),
     Arm("random", "main", "random"),

@@ -5,6 +5,10 @@
 auxiliary model has the discriminator's width and a quarter to a third of its depth (Dong et al., ICLR 2024, and the
 METRO line). `NAME.auxiliary` is the masked-LM run that makes that model.
 
+`small base large xl` begin with their auxiliary model's weights (`initial_weights`), which the study decided: rows
+`frozen_warm` beside `frozen` and `joint_shallow` at the scale 4x128 in benchmarks/results/quality.jsonl. The ELECTRA
+recipes begin anew, as their paper's joint training does.
+
 Attention dropout is 0 in the modern recipes: torch's fused attention takes none on a CPU. The ELECTRA recipes keep
 the paper's 0.1 and pay for it with plain attention there.
 """
@@ -60,6 +64,7 @@ def small() -> Config:
         auxiliary_model=AuxiliaryConfig(encoder=replace(encoder, num_layers=4), steps=500_000, peak_learning_rate=1e-3),
         optimizer=OptimizerConfig(peak_learning_rate=5e-4, warmup_ratio=0.02),
         run=RunConfig(steps=1_000_000, batch_rows=128, micro_batch_rows=128),
+        initial_weights="auto",
     )
 
 
@@ -76,6 +81,7 @@ def base() -> Config:
         auxiliary_model=AuxiliaryConfig(encoder=replace(encoder, num_layers=4)),
         optimizer=OptimizerConfig(peak_learning_rate=4e-4, warmup_ratio=0.08),
         run=RunConfig(steps=125_000, batch_rows=2048, micro_batch_rows=64),
+        initial_weights="auto",
     )
 
 

@@ -186,7 +186,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "| frozen | not run | not run | not run | 0.500 (collapsed) |" in page
     assert "| joint_shallow | not run | not run | not run | diverged |" in page
     assert "Little sensitivity to these, by ROC-AUC: holds (frozen's own range over 2 seeds: 0.010)" in page
-    assert "Not run yet: frozen_warm, frozen_embeddings, random" in page
+    assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, random" in page
     assert "| mlm | 1 | - | - | 0.150 | 0.550 | 0 of 1 |" in page
     assert "`auxiliary` predicts 12.0 % of held-out masked tokens after 4.10 million (2.00 TFLOPs)" in page
     assert "| frozen | 1 | 0.523 |" in page, "fine-tuned"
