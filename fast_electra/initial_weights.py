@@ -4,28 +4,46 @@ What a joint run gives its discriminator through shared embeddings, a run on a f
 model before it starts (`initial_weights = auxiliary`): ELECTRA's two-stage training does so (Clark et al., ICLR 2020).
 With a folder or a name on the hub it goes on from an encoder that somebody has trained.
 
-Both must be of one kind and width; `auto` takes the auxiliary model's weights where they are, and new ones elsewhere.
-The first layers are taken, as many as both have; layers beyond them stay new, and so does the head. Absolute position
-embeddings of longer rows are cut.
+Both must compute alike, depth and dropout aside; `auto` takes the auxiliary model's weights where they do, and new
+ones elsewhere. The first layers are taken, as many as both have; layers beyond them stay new, and so does the head.
+Tables of more words or absolute positions than the run has are cut.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Size, Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fast_electra.auxiliary import refuse_other_vocabulary, weights_fingerprint
 from fast_electra.config import Config
+from fast_electra.encoder import transformers_config
 from fast_electra.require import require
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-_SIZES = ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "embedding_size")
 _EMBEDDINGS = re.compile(r"^embeddings")
+_TABLE = re.compile(r"\.(word|tok|position)_embeddings\.weight$")
+_TOKEN_TYPES = re.compile(r"\.token_type_embeddings\.weight$")
+# Settings that do not change what an encoder computes with the same weights, or that its weights' sizes tell.
+_OF_NO_MATTER = re.compile(
+    r"^_|dropout|label|token_id|vocab_size|max_position|num_hidden_layers|layer_types|architectures|dtype|version|initial"
+    r"|tie_|problem|classifier|pooler|output_|return_|chunk|cache|decoder|sparse|reference|repad|deterministic|cutoff"
+)
+
+
+def foresee(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError for weights to begin with that will not fit, before an auxiliary model is trained."""
+    shape = transformers_config(config.encoder, tokenizer)
+    if config.initial_weights == "auxiliary":
+        made = transformers_config(config.auxiliary_model.encoder, tokenizer)
+        sizes = {name: weight.shape for name, weight in _unfilled(made).named_parameters()}
+        _refuse("auxiliary", _misfits(made, sizes, shape, config.initial_layers))
+    elif config.initial_weights != "auto":
+        read(config, shape, tokenizer)
 
 
 def read(
@@ -33,33 +51,72 @@ def read(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Float32 weights of the encoder by their names in a base model of `shape`, and what to note of them.
 
-    Both are empty for a run that begins with new weights. Raises ValueError where the encoder named does not fit.
+    There are none for a run that begins with new ones. Raises ValueError where the encoder named does not fit.
     """
-    path = _named(config, shape)
+    named, automatic = config.initial_weights, config.initial_weights == "auto"
+    path = config.auxiliary if automatic or named == "auxiliary" else named
     if not path:
         return {}, {}
     source = _load(path)
-    remedy = f"it is of the kind {source.config.model_type!r}; set encoder.model_type to it"
-    require(source.config.model_type == shape.model_type, "initial_weights", path, remedy)
+    sizes = {name: weight.shape for name, weight in source.named_parameters()}
+    misfits = _misfits(source.config, sizes, shape, config.initial_layers)
+    if automatic and misfits:
+        return {}, {"initial_misfit": misfits[0]}
+    _refuse(path, misfits)
     refuse_other_vocabulary("initial_weights", path, source, tokenizer)
+    wanted = {name: weight.shape for name, weight in _unfilled(shape).named_parameters()}
     most = min(config.initial_layers, shape.num_hidden_layers)
-    taken = {name: weight.detach() for name, weight in source.named_parameters() if _is_taken(name, most)}
+    taken = {
+        name: fitted(name, weight.detach(), wanted[name])
+        for name, weight in source.named_parameters()
+        if _is_taken(name, most)
+    }
     layers = {int(found[1]) for name in taken if (found := _LAYER.search(name))}
-    facts = {"initial_weights": weights_fingerprint(source), "initial_layers": len(layers), "initial_from": path}
-    return taken, facts
+    return taken, {"initial_weights": weights_fingerprint(source), "initial_layers": len(layers), "initial_from": path}
 
 
-def _named(config: Config, shape: PreTrainedConfig) -> str:
-    """The folder or hub name to begin with, if any."""
-    if config.initial_weights == "auxiliary":
-        return config.auxiliary
-    if config.initial_weights != "auto":
-        return config.initial_weights
-    if not config.needs_auxiliary:
-        return ""
-    found = AutoConfig.from_pretrained(config.auxiliary, trust_remote_code=False)
-    fits = all(getattr(found, name, None) == getattr(shape, name, None) for name in _SIZES)
-    return config.auxiliary if fits else ""
+def fitted(name: str, weight: Tensor, wanted: Size) -> Tensor:
+    """The weight in the size `wanted`: longer tables are cut, and token types, of which only the first occurs, agree."""
+    if weight.shape == wanted:
+        return weight
+    return weight[:1].expand(wanted) if _TOKEN_TYPES.search(name) else weight[: wanted[0]]
+
+
+def _misfits(config: PreTrainedConfig, sizes: Mapping[str, Size], shape: PreTrainedConfig, layers: int) -> list[str]:
+    """Why an encoder of this config and these sizes of weights cannot begin one of `shape`, if it cannot."""
+    if config.model_type != shape.model_type:
+        return [f"it is of the kind {config.model_type!r}, the run's encoder {shape.model_type!r}"]
+    there, here = config.to_dict(), shape.to_dict()
+    both = sorted(name for name in there.keys() & here.keys() if not _OF_NO_MATTER.search(name))
+    found = [f"{name} is {there[name]!r} there, {here[name]!r} here" for name in both if there[name] != here[name]]
+    depth = min(config.num_hidden_layers, shape.num_hidden_layers)
+    kinds = [list(each.get("layer_types") or [])[:depth] for each in (there, here)]
+    found += [f"layer_types begin with {kinds[0]} there, {kinds[1]} here"] if kinds[0] != kinds[1] else []
+    most = min(layers, depth)
+    wanted = {name: w.shape for name, w in _unfilled(shape).named_parameters() if _is_taken(name, most)}
+    taken = {name: size for name, size in sizes.items() if _is_taken(name, most)}
+    found += [f"{name} is in one of them alone" for name in sorted(wanted.keys() ^ taken.keys())]
+    for name in sorted(wanted.keys() & taken.keys()):
+        if not _fits(name, taken[name], wanted[name]):
+            found.append(f"{name} has the shape {tuple(taken[name])} there, {tuple(wanted[name])} here")
+    return found
+
+
+def _fits(name: str, there: Size, wanted: Size) -> bool:
+    longer = there[1:] == wanted[1:] and there[0] >= wanted[0]
+    return there == wanted or (longer and bool(_TABLE.search(name))) or bool(_TOKEN_TYPES.search(name))
+
+
+def _refuse(path: str, misfits: list[str]) -> None:
+    remedy = "give the run's encoder the settings of the one it begins with (encoder...), or leave initial_weights out"
+    require(not misfits, "initial_weights", path, f"it does not fit: {'; '.join(misfits[:3])}; {remedy}")
+
+
+def _unfilled(shape: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder of this shape without weights."""
+    with torch.device("meta"):
+        made: PreTrainedModel = AutoModel.from_config(shape)
+    return made
 
 
 def _load(path: str) -> PreTrainedModel:
@@ -98,17 +155,3 @@ def _is_taken(name: str, most: int) -> bool:
     if found:
         return int(found[1]) < most
     return "pooler" not in name and (most > 0 or bool(_EMBEDDINGS.match(name)))
-
-
-def fitted(name: str, weight: Tensor, wanted: torch.Size) -> Tensor:
-    """The weight in the size that the run's encoder has: embeddings of more words or positions are cut.
-
-    Raises ValueError for any other size.
-    """
-    longer = weight.dim() == len(wanted) and weight.shape[1:] == wanted[1:] and weight.shape[0] >= wanted[0]
-    if weight.shape == wanted or (longer and _EMBEDDINGS.match(name)):
-        return weight[: wanted[0]]
-    raise ValueError(
-        f"initial_weights: {name} has the shape {tuple(weight.shape)} there, {tuple(wanted)} in this run; give the "
-        "encoder the sizes of the one it begins with (encoder.hidden_size, intermediate_size, embedding_size, ...)"
-    )

@@ -1,10 +1,11 @@
 """What is trained and on what: an objective turns a MaskedBatch into the engine's input.
 
 `Frozen` is the method: samples of a frozen auxiliary model at the temperature of the moment, and a discriminator that
-tells which tokens they replaced. At T = 1 throughout it is ELECTRA's two-stage training; with samples of a fixed
-statistic (statistic.py) in the model's place it is the `unigram` and `random` baselines. `Mlm` is BERT's own objective,
-and makes an auxiliary model where none exists. Objectives that train their generator are in joint.py. All share data,
-engine, optimizer and clock, so that a difference between them can come from nothing else.
+tells which tokens they replaced. At T = 1 throughout, begun with the auxiliary model's weights, it is ELECTRA's
+two-stage training; with samples of a fixed statistic (statistic.py) in the model's place it is the `unigram` and
+`random` baselines. `Mlm` is BERT's own objective, and makes an auxiliary model where none exists. Objectives that train
+their generator are in joint.py. All share data, engine, optimizer and clock, so that a difference between them can come
+from nothing else.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ import torch
 
 
 def dtype(name: str, on_cpu: bool) -> torch.dtype:
-    """The torch dtype of one of `config.DTYPES`, "auto" being what this machine computes fast."""
+    """The torch dtype of one of `run_config.DTYPES`, "auto" being what this machine computes fast."""
     if name == "auto":
         return torch.bfloat16 if _fast_bfloat16(on_cpu) else torch.float32
     chosen: torch.dtype = getattr(torch, name)

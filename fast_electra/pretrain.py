@@ -22,6 +22,7 @@ from fast_electra import (
     checkpoint,
     deepspeed_config,
     failure,
+    initial_weights,
     optim,
     parallel,
     preemption,
@@ -88,6 +89,7 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
     if config.needs_auxiliary and not config.auxiliary:
+        initial_weights.foresee(config, batches.corpora[0].tokenizer)
         watchdog.stop()
         made = pretrain(config.for_auxiliary(), settings)
         if "export" not in made:

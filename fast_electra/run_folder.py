@@ -1,7 +1,7 @@
 """The folder of a run: claimed once, gone on with by the same command, refused to any other.
 
 config.json        the resolved config; what a second start is compared with
-inputs.json        hashes of the corpora and the auxiliary model; compared likewise
+inputs.json        hashes of the corpora, the auxiliary model and the weights begun with; compared likewise
 deepspeed.json     DeepSpeed's settings as they were filled in
 state.json         who works here, and how the last start ended
 environment.json   library versions and hardware

@@ -2,11 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -202,15 +201,16 @@ def _engine(
     config: Config,
     settings: dict[str, Any],
     make: Callable[[str, torch.dtype], nn.Module],
-    weights: Mapping[str, Tensor] = MappingProxyType({}),
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[parallel.Engine, int]:
-    """The engine around the module that `make` builds, whose encoder begins with `weights`, and how many it has."""
+    """The engine around the module that `make` builds, begun with `weights` (let go of then), and its size."""
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
         module = make(_attention(config), dtype_of(config))
     if weights:
-        sharded_weights.assign_weights(cast(Any, module).model.base_model, weights, initial_weights.fitted)
+        sharded_weights.assign_weights(cast(Any, module).model.base_model, weights)
+        weights.clear()
     if config.run.activation_checkpointing:
         recompute_activations(module)
     num_weights = sharded_weights.num_weights(module)

@@ -1,24 +1,24 @@
 """Weights of models in training, wherever their parts lie: under ZeRO-3 each process holds a share of every one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from fast_electra import parallel
 
 
-def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], fit: Callable[[str, Tensor, Size], Tensor]) -> None:
-    """Put `weights` in the place of the model's of the same names; `fit` gives each in the size that is wanted.
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put `weights` in the place of the model's of the same names.
 
     Those that ZeRO-3 has split are gathered one at a time, and the first process's value is kept.
     """
     for name, parameter in model.named_parameters():
         if name in weights:
             with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(fit(name, weights[name], parameter.shape))
+                parameter.copy_(weights[name])
 
 
 def weights_are_finite(engine: parallel.Engine) -> bool:

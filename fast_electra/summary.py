@@ -28,6 +28,8 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def _begun(summary: dict[str, Any]) -> list[str]:
+    if "initial_misfit" in summary:
+        return [f"  begun with   new weights; the auxiliary model's do not fit: {summary['initial_misfit']}"]
     if "initial_from" not in summary:
         return []
     return [f"  begun with   the embeddings and {summary['initial_layers']} layers of {summary['initial_from']}"]

@@ -2,14 +2,15 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, launch
-from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMaskedLM
 
-from fast_electra import initial_weights, recipes
+from fast_electra import initial_weights, recipes, run_folder, setup_run
 from fast_electra.config import EncoderConfig
 from fast_electra.encoder import transformers_config
 from fast_electra.sharded_weights import assign_weights
@@ -22,6 +23,9 @@ def saved(folder, tokenizer, **sizes):
     """The folder of a masked LM with new weights."""
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(transformers_config(replace(SHAPE, **sizes), tokenizer))
+    with torch.no_grad():
+        for weight in model.parameters():  # biases and gains are all alike in a new model
+            weight.add_(0.3 * torch.randn_like(weight))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -59,7 +63,8 @@ def test_a_model_of_every_kind_computes_what_the_one_it_began_with_does(kind, ti
     source = AutoModelForMaskedLM.from_pretrained(path).base_model.eval()
     tokens = torch.randint(6, len(tiny_tokenizer), (2, 20))
     before = model(tokens)[0]
-    assign_weights(model, weights, initial_weights.fitted)
+    assert weights.keys() == {name for name, _ in model.named_parameters() if "pooler" not in name}
+    assign_weights(model, weights)
     torch.testing.assert_close(model(tokens)[0], source(tokens)[0])
     assert not torch.allclose(before, model(tokens)[0])
 
@@ -67,16 +72,84 @@ def test_a_model_of_every_kind_computes_what_the_one_it_began_with_does(kind, ti
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ({"model_type": "bert"}, "of the kind 'bert'; set encoder.model_type"),
-        ({"hidden_size": 64}, r"has the shape \(512, 64\) there, \(512, 32\) in this run"),
-        ({"intermediate_size": 64}, "give the encoder the sizes"),
+        ({"model_type": "bert"}, "of the kind 'bert', the run's encoder 'modernbert'"),
+        ({"hidden_size": 64}, "hidden_size is 64 there, 32 here"),
+        ({"intermediate_size": 64}, "intermediate_size is 64 there, 48 here"),
+        ({"num_heads": 4}, "num_attention_heads is 4 there, 2 here"),
     ],
 )
 def test_an_encoder_that_does_not_fit_is_refused(there, message, tiny_tokenizer, tmp_path):
-    path = saved(tmp_path, tiny_tokenizer, **there)
-    model = AutoModelForMaskedLM.from_config(transformers_config(SHAPE, tiny_tokenizer)).base_model
     with pytest.raises(ValueError, match=message):
-        assign_weights(model, taken(path, tiny_tokenizer)[0], initial_weights.fitted)
+        taken(saved(tmp_path, tiny_tokenizer, **there), tiny_tokenizer)
+
+
+def changed(path, **settings):
+    """The model at `path` saved again with other settings that leave its weights' sizes as they are."""
+    config = AutoConfig.from_pretrained(path)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    config.save_pretrained(path)
+    return path
+
+
+def test_an_encoder_that_would_compute_otherwise_is_refused(tiny_tokenizer, tmp_path):
+    local = ["full_attention", "sliding_attention", "sliding_attention"]
+    path = changed(saved(tmp_path / "local", tiny_tokenizer), layer_types=local)
+    with pytest.raises(ValueError, match="layer_types begin with"):
+        taken(path, tiny_tokenizer)
+    path = changed(saved(tmp_path / "relu", tiny_tokenizer), hidden_activation="relu")
+    with pytest.raises(ValueError, match="hidden_activation is 'relu' there, 'gelu' here"):
+        taken(path, tiny_tokenizer)
+    path = saved(tmp_path / "short", tiny_tokenizer, model_type="bert", max_positions=32)
+    with pytest.raises(ValueError, match=r"position_embeddings\.weight has the shape"):
+        taken(path, tiny_tokenizer, model_type="bert")
+
+
+def test_one_token_type_serves_for_two(tiny_tokenizer, tmp_path):
+    config = transformers_config(replace(SHAPE, model_type="roberta"), tiny_tokenizer)
+    config.type_vocab_size = 1
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    table = taken(str(tmp_path), tiny_tokenizer, model_type="roberta")[0]["embeddings.token_type_embeddings.weight"]
+    assert len(table) == 2
+    assert torch.equal(table[0], table[1])
+
+
+def test_an_encoder_that_is_not_whole_or_of_another_tokenizer_is_refused(tiny_tokenizer, documents, tmp_path):
+    path = saved(tmp_path / "part", tiny_tokenizer)
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["model.layers.1.mlp.Wo.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="would be random"):
+        taken(path, tiny_tokenizer)
+    path = saved(tmp_path / "other", tiny_tokenizer)
+    vocabulary = tmp_path / "other" / "tokenizer.json"
+    entries = json.loads(vocabulary.read_text())
+    entries["model"]["vocab"][-2:] = entries["model"]["vocab"][:-3:-1]
+    vocabulary.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"initial_weights = .* uses another tokenizer"):
+        taken(path, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 64}, {"num_heads": 4}])
+def test_a_misfit_is_foreseen_before_an_auxiliary_model_is_trained(sizes, tiny_tokenizer):
+    demo = replace(recipes.get("demo"), encoder=SHAPE, initial_weights="auxiliary")
+    fitting = replace(demo, auxiliary_model=replace(demo.auxiliary_model, encoder=replace(SHAPE, num_layers=2)))
+    initial_weights.foresee(fitting, tiny_tokenizer)
+    other = replace(demo, auxiliary_model=replace(demo.auxiliary_model, encoder=replace(SHAPE, **sizes)))
+    with pytest.raises(ValueError, match="initial_weights = 'auxiliary': it does not fit"):
+        initial_weights.foresee(other, tiny_tokenizer)
+    with pytest.raises(ValueError, match="is no encoder"):
+        initial_weights.foresee(replace(demo, initial_weights="runs/typo"), tiny_tokenizer)
+    initial_weights.foresee(replace(other, initial_weights="auto"), tiny_tokenizer)
+
+
+def test_a_resumed_run_must_find_the_same_weights_again(tmp_path):
+    facts = {"initial_weights": "one", "auxiliary_engine": "plain", "other": 1}
+    batches = SimpleNamespace(corpora=[])
+    run_folder.bind(str(tmp_path), setup_run._identity(batches, facts))
+    with pytest.raises(ValueError, match="initial_weights: 'one' there, 'two' now"):
+        run_folder.bind(str(tmp_path), setup_run._identity(batches, facts | {"initial_weights": "two"}))
 
 
 def test_no_encoder_is_refused_and_none_asked_for_is_none(tiny_tokenizer, tmp_path):
@@ -92,6 +165,7 @@ def test_no_encoder_is_refused_and_none_asked_for_is_none(tiny_tokenizer, tmp_pa
         ("two_stage", {"num_layers": 5}, True),
         ("frozen", {"hidden_size": 64}, False),
         ("frozen", {"model_type": "bert"}, False),
+        ("frozen", {"num_heads": 4}, False),
         ("mlm", {}, False),
         ("unigram", {}, False),
     ],
@@ -101,7 +175,8 @@ def test_auto_takes_the_auxiliary_models_weights_where_they_fit(objective, sizes
     demo = replace(recipes.get("demo"), objective=objective, encoder=SHAPE, initial_weights="auto")
     config = replace(demo, auxiliary=path if demo.needs_auxiliary else "")
     weights, facts = initial_weights.read(config, transformers_config(SHAPE, tiny_tokenizer), tiny_tokenizer)
-    assert (bool(weights), bool(facts)) == (fits, fits)
+    assert (bool(weights), "initial_from" in facts) == (fits, fits)
+    assert ("initial_misfit" in facts) == (not fits and demo.needs_auxiliary)
 
 
 @pytest.mark.parametrize(
