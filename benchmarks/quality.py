@@ -1,6 +1,6 @@
 """The quality study: every arm of benchmarks/arms.py pre-trained by the ordinary launcher, judged, written as one row.
 
-    python -m benchmarks.quality --corpus data/study --blimp data/blimp [--scale 2x96] [--only frozen mlm] [--list]
+    python -m benchmarks.quality --corpus data/study --blimp data/blimp [--scale 4x128] [--only frozen mlm] [--list]
 
 With --glue FOLDER the main arms are fine-tuned besides, also those that have a row without it: one seed of each of
 GLUE_TASKS, on at most GLUE_ROWS rows.
@@ -291,7 +291,7 @@ def parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--corpus", default="data/study", help="folder that prepare_corpus.py made")
     parser.add_argument("--blimp", default="data/blimp", help="folder of BLiMP's files; empty for none")
     parser.add_argument("--glue", default="", help="folder of GLUE's official files, to fine-tune the main arms on")
-    parser.add_argument("--scale", default="2x96", choices=arms.SCALES, help="size of models and runs")
+    parser.add_argument("--scale", default="4x128", choices=arms.SCALES, help="size of models and runs")
     parser.add_argument("--only", nargs="*", default=[], metavar="ARM", help="these arms and what they need")
     parser.add_argument("--jobs", type=int, default=1, help="arms to run beside each other")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")

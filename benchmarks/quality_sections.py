@@ -100,7 +100,8 @@ def _main(found: Sequence[Row]) -> list[str]:
         )
     missing = [arm.name for arm in (*arms.MAIN, *arms.CONTROL) if arm not in present]
     lines = table(1, head, content)
-    lines += [f"Collapsed: diverged, or a loss above {percent(verdicts.COLLAPSED)} of the majority-class floor.", ""]
+    rule = f"a loss above {percent(verdicts.COLLAPSED)} of the majority-class floor, ROC-AUC below {verdicts.UNRANKED}"
+    lines += [f"Collapsed: diverged, or {rule}.", ""]
     return [*lines, *([f"Not run yet: {', '.join(missing)}.", ""] if missing else [])]
 
 

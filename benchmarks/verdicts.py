@@ -19,7 +19,9 @@ from benchmarks.rows import Row
 
 MARGIN = 0.01
 CHANCE = 0.5  # of ROC-AUC and of BLiMP
-COLLAPSED = 0.99  # of the majority-class floor: a loss above this share of it has learned next to nothing
+# A loss above this share of the majority-class floor with a ROC-AUC below this has learned next to nothing. Either
+# alone tells less: trained on another replaced share than the judge's, a discriminator ranks well at a high loss.
+COLLAPSED, UNRANKED = 0.99, 0.55
 HOLDS, FAILS, NOISY, FEW = "holds", "does not hold", "too noisy to tell", "too few seeds to tell"
 NOTHING = "both at chance: nothing to compare"
 METRICS = {"judge_auc": "ROC-AUC", "blimp": "BLiMP"}
@@ -127,4 +129,6 @@ def judged(found: Sequence[Row]) -> list[tuple[Claim, str, Spread, Spread, str]]
 def collapsed(row: Row) -> bool:
     """Whether a discriminator diverged, or learned next to nothing beyond the majority class."""
     floor = row.get("floor")  # a masked LM has none
-    return "diverged" in row or (floor is not None and row["judge_loss"] > COLLAPSED * floor)
+    if "diverged" in row or floor is None:
+        return "diverged" in row
+    return bool(row["judge_loss"] > COLLAPSED * floor and row["judge_auc"] < UNRANKED)

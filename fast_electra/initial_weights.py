@@ -76,7 +76,7 @@ def read(
 
 
 def fitted(name: str, weight: Tensor, wanted: Size) -> Tensor:
-    """The weight in the size `wanted`: longer tables are cut, and token types, of which only the first occurs, agree."""
+    """The weight in the size `wanted`: longer tables are cut; token types, of which the first alone occurs, agree."""
     if weight.shape == wanted:
         return weight
     return weight[:1].expand(wanted) if _TOKEN_TYPES.search(name) else weight[: wanted[0]]
