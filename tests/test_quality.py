@@ -264,6 +264,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_rows(tiny_corpus, tmp_path,
     options = [
         f"--corpus={tiny_corpus}",
         "--blimp=",
+        "--scale=2x96",
         f"--output={tmp_path / 'study'}",
         f"--rows={tmp_path / 'q.jsonl'}",
     ]
