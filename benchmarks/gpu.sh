@@ -17,6 +17,9 @@ if [[ -n $wheels ]]; then
     # The CUDA headers that torch's own wheels bring: DeepSpeed compiles its kernels against them.
     CPATH=$(python3 -c 'import pathlib, torch; print(next(pathlib.Path(torch.__file__).parents[1].glob("nvidia/cu*/include"), ""))')
     export CPATH
+    # As DeepSpeed reads it: an image may name an architecture such as 9.0a, which it takes for no number.
+    TORCH_CUDA_ARCH_LIST=$(python3 -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
+    export TORCH_CUDA_ARCH_LIST
 fi
 
 part() { # NAME SECONDS COMMAND...
@@ -38,10 +41,10 @@ else
     engines=(electra_base/frozen base/frozen)
 fi
 python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
-part engines 150 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
-part base 120 python3 -m benchmarks.measure "${base[@]}" --output "$output"
-part large 90 python3 -m benchmarks.measure "${large[@]}" --output "$output"
+part engines 75 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
+part base 150 python3 -m benchmarks.measure "${base[@]}" --compile yes --output "$output"
+part large 150 python3 -m benchmarks.measure "${large[@]}" --compile yes --output "$output"
 part replay 45 python3 -m benchmarks.replay "${replay[@]}" --output "$output"
-part training 90 deepspeed --master_port $((20000 + $$ % 20000)) launchers/pretrain.py --deepspeed ds_configs/zero3.json --output "$output/run" "${training[@]}"
-part tests 70 python3 -m pytest -q -m gpu tests
+part training 75 deepspeed --master_port $((20000 + $$ % 20000)) launchers/pretrain.py --deepspeed ds_configs/zero3.json --output "$output/run" "${training[@]}"
+part tests 60 python3 -m pytest -q -m gpu tests
 exit "$failed"

@@ -7,7 +7,7 @@ the tokens that were there. `compiled` is the plain engine through torch.compile
 `plain`: kernels are for GPUs alone, and compiling takes longer there than a start may. Engines round differently, so
 that a resumed run takes the engine that it began with.
 
-Compiled and injected are untested on GPU.
+Injected is untested on GPU.
 """
 
 import copy

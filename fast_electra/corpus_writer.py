@@ -4,7 +4,6 @@ The inputs are read once to train a tokenizer (none is given) and once to tokeni
 input is 12 bytes a document for the index, and at the very end 40 more while megatron-core writes it.
 """
 
-import importlib.metadata
 import logging
 import platform
 import sys
@@ -25,7 +24,7 @@ from fast_electra import tokenizer as tokenizers
 from fast_electra.compression import SUFFIXES
 from fast_electra.documents import MAX_CHARACTERS, Tally, read_documents
 from fast_electra.hub import PREFIX, identify
-from fast_electra.manifest import FORMAT, FileRecord, Manifest
+from fast_electra.manifest import FORMAT, FileRecord, Manifest, library_versions
 from fast_electra.megatron_index import narrowest_dtype
 from fast_electra.staging import staged
 from fast_electra.tokenization import Tokenized, tokenize
@@ -125,8 +124,7 @@ def write_corpus(preparation: Preparation, output: Path, *, workers: int, progre
             inputs=preparation.inputs,
             settings=preparation.settings,
             dropped={"empty_documents": tally.empty_documents, "cuts_in_long_documents": tally.cuts},
-            libraries={name: importlib.metadata.version(name) for name in _LIBRARIES}
-            | {"python": platform.python_version()},
+            libraries=library_versions(_LIBRARIES) | {"python": platform.python_version()},
             workers=workers,
             seconds=round(time.perf_counter() - start, 3),
             megabytes_per_second_per_worker=round(counts.text_bytes / 1e6 / counts.worker_seconds, 3),

@@ -6,7 +6,9 @@ memory on one core); they are no protection against somebody who forges a file.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import xxhash
@@ -17,6 +19,17 @@ FILE_NAME = "manifest.json"
 FORMAT = 1
 
 _BLOCK = 1 << 23
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """The version of each library; "not installed" for one that is imported from where it lies, as a checkout is."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 @dataclass(frozen=True)

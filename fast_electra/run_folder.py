@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 
 from fast_electra import config_file, json_file, run_state
 from fast_electra.config import Config
+from fast_electra.manifest import library_versions
 
 _FREE = {
     "auxiliary_gate",
@@ -139,7 +139,7 @@ def environment() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": library_versions(_LIBRARIES),
         "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0))},
     }
 

@@ -61,9 +61,14 @@ def _leave_mask_out(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tu
 
 
 def inputs(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]:
-    """What a stock model is called with beside its tokens; nothing for `WHOLE_ROWS`."""
+    """What a stock model is called with beside its tokens; for `WHOLE_ROWS` nothing, or word that there is no mask.
+
+    Left to itself under torch.compile, transformers 5.17 builds a mask that hides nothing, and fused attention is lost
+    for it. ModernBERT alone takes such word.
+    """
     if position_ids.numel() == 0:
-        return {}
+        unwindowed = model.config.model_type == "modernbert" and set(model.config.layer_types) == {"full_attention"}
+        return {"attention_mask": {"full_attention": None}} if unwindowed else {}
     config, documents = model.config, (position_ids == 0).cumsum(dim=1)
     first = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
     if config.model_type == "modernbert":

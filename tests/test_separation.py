@@ -131,7 +131,28 @@ def test_flex_attention_gives_the_logits_of_the_block_mask():
 
 
 def test_rows_left_whole_get_neither_mask_nor_positions():
-    assert separation.inputs(SimpleNamespace(), WHOLE_ROWS) == {}
+    def given(model_type, *layers):
+        model = SimpleNamespace(config=SimpleNamespace(model_type=model_type, layer_types=list(layers)))
+        return separation.inputs(model, WHOLE_ROWS)
+
+    assert given("electra") == given("modernbert", "full_attention", "sliding_attention") == {}
+    assert given("modernbert", "full_attention", "full_attention") == {"attention_mask": {"full_attention": None}}
+
+
+def test_the_fused_attention_of_a_compiled_model_gets_no_mask():
+    """transformers 5.17 builds one where it is left to itself, and fused kernels are then lost on a GPU."""
+    masks = []
+
+    def look(graph, _example):
+        calls = [node for node in graph.graph.nodes if "scaled_dot_product" in str(node.target)]
+        masks.extend(node.kwargs.get("attn_mask") for node in calls)
+        return graph.forward
+
+    model = ReplacedTokenDetection(new(CONFIGS["modernbert"], "sdpa", "rtd"))
+    tokens, _ = rows()
+    torch.compile(model, backend=look, dynamic=False)(tokens, torch.zeros_like(tokens))
+    assert masks
+    assert set(masks) == {None}
 
 
 def test_the_types_kept_apart_are_those_whose_flops_are_counted():
