@@ -10,9 +10,9 @@ Tables of more words or absolute positions than the run has are cut.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
@@ -40,8 +40,7 @@ def foresee(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     shape = transformers_config(config.encoder, tokenizer)
     if config.initial_weights == "auxiliary":
         made = transformers_config(config.auxiliary_model.encoder, tokenizer)
-        sizes = {name: weight.shape for name, weight in _unfilled(made).named_parameters()}
-        _refuse("auxiliary", _misfits(made, sizes, shape, config.initial_layers))
+        _refuse("auxiliary", _misfits(_encoder(_unfilled(made)), _encoder(_unfilled(shape)), config.initial_layers))
     elif config.initial_weights != "auto":
         read(config, shape, tokenizer)
 
@@ -57,17 +56,15 @@ def read(
     path = config.auxiliary if automatic or named == "auxiliary" else named
     if not path:
         return {}, {}
-    source = _load(path)
-    sizes = {name: weight.shape for name, weight in source.named_parameters()}
-    misfits = _misfits(source.config, sizes, shape, config.initial_layers)
+    source, here = _load(path), _encoder(_unfilled(shape))
+    misfits = _misfits(_encoder(source), here, config.initial_layers)
     if automatic and misfits:
         return {}, {"initial_misfit": misfits[0]}
     _refuse(path, misfits)
     refuse_other_vocabulary("initial_weights", path, source, tokenizer)
-    wanted = {name: weight.shape for name, weight in _unfilled(shape).named_parameters()}
     most = min(config.initial_layers, shape.num_hidden_layers)
     taken = {
-        name: fitted(name, weight.detach(), wanted[name])
+        name: fitted(name, weight.detach(), here.sizes[name])
         for name, weight in source.named_parameters()
         if _is_taken(name, most)
     }
@@ -82,29 +79,42 @@ def fitted(name: str, weight: Tensor, wanted: Size) -> Tensor:
     return weight[:1].expand(wanted) if _TOKEN_TYPES.search(name) else weight[: wanted[0]]
 
 
-def _misfits(config: PreTrainedConfig, sizes: Mapping[str, Size], shape: PreTrainedConfig, layers: int) -> list[str]:
-    """Why an encoder of this config and these sizes of weights cannot begin one of `shape`, if it cannot."""
-    if config.model_type != shape.model_type:
-        return [f"it is of the kind {config.model_type!r}, the run's encoder {shape.model_type!r}"]
-    there, here = config.to_dict(), shape.to_dict()
-    both = sorted(name for name in there.keys() & here.keys() if not _OF_NO_MATTER.search(name))
-    found = [f"{name} is {there[name]!r} there, {here[name]!r} here" for name in both if there[name] != here[name]]
-    depth = min(config.num_hidden_layers, shape.num_hidden_layers)
-    kinds = [list(each.get("layer_types") or [])[:depth] for each in (there, here)]
+class _Encoder(NamedTuple):
+    """What tells whether one encoder's weights serve another: its settings, and its weights' sizes by name."""
+
+    config: PreTrainedConfig
+    sizes: dict[str, Size]
+
+
+def _encoder(model: PreTrainedModel) -> _Encoder:
+    return _Encoder(model.config, {name: weight.shape for name, weight in model.named_parameters()})
+
+
+def _misfits(there: _Encoder, here: _Encoder, layers: int) -> list[str]:
+    """Why `there` cannot begin `here`, a reason each; none where it can."""
+    if there.config.model_type != here.config.model_type:
+        return [f"it is of the kind {there.config.model_type!r}, the run's encoder {here.config.model_type!r}"]
+    of, to = there.config.to_dict(), here.config.to_dict()
+    both = sorted(name for name in of.keys() & to.keys() if not _OF_NO_MATTER.search(name))
+    found = [f"{name} is {of[name]!r} there, {to[name]!r} here" for name in both if of[name] != to[name]]
+    depth = min(of["num_hidden_layers"], to["num_hidden_layers"])
+    kinds = [list(each.get("layer_types") or [])[:depth] for each in (of, to)]
     found += [f"layer_types begin with {kinds[0]} there, {kinds[1]} here"] if kinds[0] != kinds[1] else []
-    most = min(layers, depth)
-    wanted = {name: w.shape for name, w in _unfilled(shape).named_parameters() if _is_taken(name, most)}
-    taken = {name: size for name, size in sizes.items() if _is_taken(name, most)}
+    taken, wanted = (
+        {name: size for name, size in each.sizes.items() if _is_taken(name, min(layers, depth))}
+        for each in (there, here)
+    )
     found += [f"{name} is in one of them alone" for name in sorted(wanted.keys() ^ taken.keys())]
-    for name in sorted(wanted.keys() & taken.keys()):
-        if not _fits(name, taken[name], wanted[name]):
-            found.append(f"{name} has the shape {tuple(taken[name])} there, {tuple(wanted[name])} here")
-    return found
+    return found + [
+        f"{name} has the shape {tuple(taken[name])} there, {tuple(wanted[name])} here"
+        for name in sorted(wanted.keys() & taken.keys())
+        if not _fits(name, taken[name], wanted[name])
+    ]
 
 
 def _fits(name: str, there: Size, wanted: Size) -> bool:
-    longer = there[1:] == wanted[1:] and there[0] >= wanted[0]
-    return there == wanted or (longer and bool(_TABLE.search(name))) or bool(_TOKEN_TYPES.search(name))
+    cut = there[0] >= wanted[0] and bool(_TABLE.search(name))
+    return there == wanted or (there[1:] == wanted[1:] and (cut or bool(_TOKEN_TYPES.search(name))))
 
 
 def _refuse(path: str, misfits: list[str]) -> None:
