@@ -62,16 +62,18 @@ class Study:
         """Whether the arm is to be fine-tuned."""
         return bool(self.glue) and arm.group in ("main", "control")
 
-    def auxiliary(self, arm: Arm) -> Path:
-        """The run folder of the auxiliary model that an arm samples from."""
-        return self.run(arm.auxiliary, arms.AUXILIARY_SEED)
+    def masked_lm(self, name: str) -> Path:
+        """The run folder of a masked LM that arms sample from or begin with."""
+        return self.run(name, arms.AUXILIARY_SEED)
 
 
 def settings(study: Study, arm: Arm, seed: int) -> list[str]:
     """What tells the arm's run, as options of launchers/pretrain.py, its folder left out."""
     chosen: dict[str, object] = {**arms.overrides(arm, seed, study.scale), "corpus": study.corpus}
     if arm.objective in ("frozen", "two_stage"):
-        chosen["auxiliary"] = study.auxiliary(arm) / "export"
+        chosen["auxiliary"] = study.masked_lm(arm.auxiliary) / "export"
+    if arm.begins:
+        chosen["initial_weights"] = study.masked_lm(arm.begins) / "export"
     if arm.objective == "replay":
         chosen["replacements"] = study.run("paths", seed)
     return [f"--{name}={value}" for name, value in chosen.items()]
@@ -86,7 +88,7 @@ def commands(study: Study, arm: Arm, seed: int) -> list[list[str]]:
     if arm.objective == "replay":
         own = ("--replacements=", "--objective=")
         same = [each for each in chosen if not each.startswith(own)]
-        paths = [f"--auxiliary={study.auxiliary(arm) / 'export'}", f"--output={study.run('paths', seed)}"]
+        paths = [f"--auxiliary={study.masked_lm(arm.auxiliary) / 'export'}", f"--output={study.run('paths', seed)}"]
         made.append([*start, "launchers/precompute_replacements.py", "--t_max=2", *paths, *same])
     tracked = [f"--run.blimp={study.blimp}"] if study.blimp and arm.objective != "mlm" else []
     launch = [*start, "launchers/pretrain.py", f"--deepspeed={study.deepspeed}", f"--output={run}"]
@@ -177,7 +179,7 @@ def _auxiliary_flops(study: Study, arm: Arm, seed: int) -> float:
     """What was spent on the existing masked LM: its training and, for replacement paths, its pass over the corpus."""
     if not arm.auxiliary:
         return 0.0
-    of = json.loads((study.auxiliary(arm) / "summary.json").read_text())
+    of = json.loads((study.masked_lm(arm.auxiliary) / "summary.json").read_text())
     spent = of["flops_per_token"] * of["tokens"]
     if arm.objective == "replay":
         made = json.loads((study.run("paths", seed) / "manifest.json").read_text())["provenance"]
@@ -225,7 +227,7 @@ def outstanding(study: Study, only: Sequence[str] = ()) -> list[tuple[Arm, int]]
 def requirements(arm: Arm) -> list[tuple[str, int]]:
     """The masked LMs, each a name and a seed, that the arm is judged and made with."""
     needed = [arms.JUDGE] if arm.objective != "mlm" else []
-    return needed + ([(arm.auxiliary, arms.AUXILIARY_SEED)] if arm.auxiliary else [])
+    return needed + [(name, arms.AUXILIARY_SEED) for name in sorted(arms.masked_lms(arm))]
 
 
 def ready(study: Study, arm: Arm) -> bool:

@@ -178,25 +178,30 @@ def _rate_cell(row: Row) -> str:
 
 
 def _ablations(found: Sequence[Row]) -> list[str]:
-    """Schedules and auxiliary models beside the main arms that they vary."""
+    """Schedules and auxiliary models beside the schedule that is the default."""
     lines: list[str] = []
+    noise = spread(found, arms.REFERENCE, "judge_auc")
     for group, title in (("schedule", "Schedules"), ("strength", "Auxiliary models")):
-        tried = [row for row in rows.select(found, "quality", group=group) if "diverged" not in row]
+        tried = [row for row in rows.select(found, "quality", group=group, seed=0) if "diverged" not in row]
         if not tried:
             continue
-        rivals = [row for name in ("frozen", "two_stage") for row in rows.select(found, "quality", arm=name, seed=0)]
+        beside = [row for row in rows.select(found, "quality", arm=arms.REFERENCE, seed=0) if row not in tried]
         content = [
             (
                 row["arm"],
                 "-" if row.get("auxiliary_accuracy") is None else percent(row["auxiliary_accuracy"]),
                 *(Spread(() if row.get(name) is None else (row[name],)) for name in ("judge_auc", "blimp")),
             )
-            for row in (*rivals, *tried)
+            for row in (*beside, *tried)
         ]
-        noise = spread(found, "frozen", "judge_auc")
-        said = verdicts.insensitive(noise, Spread(tuple(row["judge_auc"] for row in tried)))
-        claim = f"Little sensitivity to these, by ROC-AUC: {said}"
-        beside = f" (frozen's own range over {len(noise.values)} seeds: {noise.range:.3f})" if noise.values else ""
-        lines += [f"#### {title}", "", f"One seed each. {claim}{beside}.", ""]
-        lines += table(1, ("arm", "auxiliary model predicts", "ROC-AUC, judged", "BLiMP"), content)
+        said = verdicts.insensitive(noise, Spread(tuple(row["judge_auc"] for row in (*beside, *tried))))
+        seeds = f" ({arms.REFERENCE}'s range over {len(noise.values)} seeds: {noise.range:.3f})" if noise.values else ""
+        lines += [
+            f"#### {title}",
+            "",
+            f"Begun with the weights of `auxiliary`, half the updates, seed 0. Little sensitivity to these, by "
+            f"ROC-AUC: {said}{seeds}.",
+            "",
+            *table(1, ("arm", "auxiliary model predicts", "ROC-AUC, judged", "BLiMP"), content),
+        ]
     return lines

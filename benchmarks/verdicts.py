@@ -6,8 +6,9 @@ nothing are not on a par. Otherwise, for "at least as good": holds where d > s, 
 MARGIN; does not hold where d < -s; too noisy to tell elsewhere. For "better": holds where d > s; does not hold where
 d < -s, or where neither |d| nor s is more than MARGIN; too noisy to tell elsewhere.
 
-Ablations have one seed an arm. The figure is insensitive to what they vary where their range is no more than the main
-arm's own over seeds, or MARGIN; it is sensitive where their range is more than three times the larger of these.
+Ablations have one seed an arm. The figure is insensitive to what they vary where their range is no more than that of
+the arm they vary over its seeds, or MARGIN; it is sensitive where their range is more than three times the larger of
+these.
 """
 
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ CLAIMS = (
     Claim("on a par with joint training (generator of full size)", "frozen", "joint"),
     Claim("on a par with DeBERTaV3's joint training", "frozen", "joint_gdes"),
     Claim("a descending temperature is better than T = 1 throughout (two-stage)", "frozen", "two_stage", True),
+    Claim("the same, both begun with the auxiliary model's weights", "frozen_warm", "two_stage_warm", True),
     Claim(
         "beginning with the auxiliary model's weights is better than with new ones (ours)",
         "frozen_warm",
@@ -105,13 +107,13 @@ def verdict(method: Spread, rival: Spread, better: bool) -> str:
     return NOISY
 
 
-def insensitive(main: Spread, varied: Spread) -> str:
+def insensitive(reference: Spread, varied: Spread) -> str:
     """Whether a figure does not hang on what was varied, by the rule above; `varied` has one value for each setting."""
-    if len(main.values) < 2 or len(varied.values) < 2:
+    if len(reference.values) < 2 or len(varied.values) < 2:
         return FEW
-    if max(main.mean, varied.mean) <= CHANCE + MARGIN:
+    if max(reference.mean, varied.mean) <= CHANCE + MARGIN:
         return NOTHING
-    noise = max(main.range, MARGIN)
+    noise = max(reference.range, MARGIN)
     return HOLDS if varied.range <= noise else FAILS if varied.range > 3 * noise else NOISY
 
 

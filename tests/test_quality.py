@@ -43,8 +43,7 @@ def test_every_arm_is_run_once_a_seed_after_what_it_is_made_and_judged_with():
     assert len(set(planned)) == len(planned)
     assert {name for name, _ in planned} == set(arms.ARMS)
     for name, seed in planned:
-        made_with = arms.ARMS[name].auxiliary
-        if made_with:
+        for made_with in arms.masked_lms(arms.ARMS[name]):
             assert planned.index((made_with, arms.AUXILIARY_SEED)) < planned.index((name, seed))
         if arms.ARMS[name].objective != "mlm":
             assert planned.index(arms.JUDGE) < planned.index((name, seed))
@@ -53,9 +52,10 @@ def test_every_arm_is_run_once_a_seed_after_what_it_is_made_and_judged_with():
     assert [seed for name, seed in planned if name == "frozen"] == [0, 1, 2]
 
 
-def test_an_arm_alone_brings_its_auxiliary_model_and_the_judge():
+def test_an_arm_alone_brings_the_masked_lms_that_it_is_made_and_judged_with():
     assert {(arm.name, seed) for arm, seed in arms.plan(["frozen_half"])} == {
         ("auxiliary_half", arms.AUXILIARY_SEED),
+        ("auxiliary", arms.AUXILIARY_SEED),
         arms.JUDGE,
         ("frozen_half", 0),
     }
@@ -78,6 +78,9 @@ def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_al
             )
     assert configs["auxiliary"].encoder.num_layers == arms.SCALES[scale].auxiliary_layers
     assert configs["electra_joint"].encoder.model_type == "electra"
+    half = quality.settings(study, arms.ARMS["frozen_half"], 1)
+    assert f"--auxiliary={study.masked_lm('auxiliary_half') / 'export'}" in half
+    assert f"--initial_weights={study.masked_lm('auxiliary') / 'export'}" in half
     assert configs["auxiliary_half"].run.steps * 2 == arms.SCALES[scale].steps
 
 
@@ -171,6 +174,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     found = [made("frozen", 0, 0.70, glue={"RTE": 52.3}), made("frozen", 1, 0.71)]
     found += [made("joint_shallow", seed, 0.65 + seed / 100) for seed in (0, 1)]
     found += [made("linear", 0, 0.69), made("polynomial", 0, 0.70)]
+    found += [made(arms.REFERENCE, seed, 0.70 + seed / 100) for seed in (0, 1)]
     found += [made("mlm", 0, 0.5, judge_auc=None, judge_loss=5.5, floor=None, judge_accuracy=0.15)]
     found += [made("auxiliary", 200, 0.5, judge_loss=5.5, floor=None, judge_accuracy=0.12, tokens=4_100_000)]
     found += [made("two_stage", 0, 0.6, judge_loss=0.4), made("frozen_x8", 0, 0.5, judge_loss=0.41)]
@@ -185,8 +189,9 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "| two_stage | 1 | 0.600 | 1.000 | - | 0.560 | 0 of 1 |" in page
     assert "| frozen | not run | not run | not run | 0.500 (collapsed) |" in page
     assert "| joint_shallow | not run | not run | not run | diverged |" in page
-    assert "Little sensitivity to these, by ROC-AUC: holds (frozen's own range over 2 seeds: 0.010)" in page
+    assert "Little sensitivity to these, by ROC-AUC: holds (exponential_2_0.1's range over 2 seeds: 0.010)" in page
     assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, random" in page
+    assert "| linear | 20.0 % | 0.690 |" in page
     assert "| mlm | 1 | - | - | 0.150 | 0.550 | 0 of 1 |" in page
     assert "`auxiliary` predicts 12.0 % of held-out masked tokens after 4.10 million (2.00 TFLOPs)" in page
     assert "| frozen | 1 | 0.523 |" in page, "fine-tuned"
