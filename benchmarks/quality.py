@@ -5,7 +5,9 @@
 With --glue FOLDER the main arms are fine-tuned besides, also those that have a row without it: one seed of each of
 GLUE_TASKS, on at most GLUE_ROWS rows.
 Killed and started again it goes on: arms that have a row are skipped, and a run that was cut short goes on from its
-checkpoint. With --jobs N, N arms run beside each other, each on its share of the cores. Rows are written as they come.
+checkpoint. On the corpus of the committed rows it samples from, and is judged by, the masked LMs they were made with
+(benchmarks/masked_lms.py). With --jobs N, N arms run beside each other, each on its share of the cores. Rows are
+written as they come.
 An arm whose numbers go wrong is a row too (`diverged`).
 """
 
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks import arms, rows
+from benchmarks import arms, masked_lms, rows
 from benchmarks.arms import Arm, Scale
 from benchmarks.rows import Row
 
@@ -243,6 +245,8 @@ def conduct(study: Study, only: Sequence[str], jobs: int) -> None:
     """Run what is outstanding, `jobs` arms at a time. Raises RuntimeError when one fails or a study is at work here."""
     study.folder.mkdir(parents=True, exist_ok=True)
     (study.folder / study.scale_name).mkdir(exist_ok=True)
+    if restored := masked_lms.restore(study.scale_name, Path(study.corpus), study.folder / study.scale_name):
+        print(f"taken from {masked_lms.KEPT}: {', '.join(restored)}", flush=True)
     queue, started, ended = outstanding(study, only), time.monotonic(), 0.0
     cores = sorted(os.sched_getaffinity(0))
     free = [cores[start::jobs] or cores for start in range(jobs)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import clean_environment, launch, metrics
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import arms, judge, quality, quality_sections, rows, verdicts  # noqa: E402
+from benchmarks import arms, judge, masked_lms, quality, quality_sections, rows, verdicts  # noqa: E402
 from benchmarks.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread  # noqa: E402
 from fast_electra import command_line, discriminator, objectives  # noqa: E402
-from fast_electra.auxiliary import MaskedLM, build_masked_lm  # noqa: E402
+from fast_electra.auxiliary import MaskedLM, build_masked_lm, load, weights_fingerprint  # noqa: E402
 from fast_electra.batches import Batches  # noqa: E402
 from fast_electra.config import DataConfig, EncoderConfig  # noqa: E402
 from fast_electra.corpus import Corpus  # noqa: E402
@@ -252,6 +254,32 @@ def test_masked_lms_whose_runs_are_gone_are_made_again_where_others_need_them(tm
         study.run(name, seed).mkdir(parents=True)
         (study.run(name, seed) / "summary.json").touch()
     assert [arm.name for arm, _ in quality.outstanding(study)] == ["frozen"] * 3
+
+
+def test_a_study_on_the_corpus_of_the_committed_rows_takes_their_masked_lms(tiny_corpus, tmp_path, capsys):
+    kept = sorted(each.name for each in (masked_lms.KEPT / "4x128").iterdir())
+    assert kept == [f"auxiliary-{arms.AUXILIARY_SEED}", "-".join(map(str, arms.JUDGE))]
+    corpus, runs = tmp_path / "corpus", tmp_path / "study" / "4x128"
+    shutil.copytree(masked_lms.KEPT / "4x128" / kept[0] / "export", corpus / "tokenizer")
+    runs.mkdir(parents=True)
+    assert masked_lms.restore("4x128", tiny_corpus, runs) == [], "another vocabulary"
+    assert masked_lms.restore("2x96", corpus, runs) == [], "none is kept for this scale"
+    assert masked_lms.restore("4x128", corpus, runs) == kept
+    assert masked_lms.restore("4x128", corpus, runs) == [], "they are there"
+    study = quality.Study("4x128", str(corpus), "", tmp_path / "study", tmp_path / "none")
+    assert quality.ready(study, arms.ARMS["frozen"])
+
+
+def test_the_committed_rows_were_made_with_the_masked_lms_kept_beside_them():
+    found = rows.select(rows.read(ROOT / "benchmarks" / "results" / "quality.jsonl"), "quality", scale="4x128")
+    for name, seed, field, dtype in (
+        ("auxiliary", arms.AUXILIARY_SEED, "auxiliary_weights", torch.bfloat16),
+        (*arms.JUDGE, "judge_weights", torch.float32),
+    ):
+        export = masked_lms.KEPT / "4x128" / f"{name}-{seed}" / "export"
+        weights = weights_fingerprint(load(str(export), AutoTokenizer.from_pretrained(export), 64, dtype))
+        asked = found if name == arms.JUDGE[0] else rows.select(found, "quality", auxiliary=name)
+        assert {row[field] for row in asked if row.get(field)} == {weights}
 
 
 # A study, killed.
