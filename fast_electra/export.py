@@ -105,7 +105,9 @@ def _write_weights(engine: parallel.Engine, exported: Exported, folder: Path) ->
 
 
 def _write_shard(shard: dict[str, Tensor], folder: Path, number: int) -> dict[str, int]:
-    save_file(shard, folder / f"shard-{number}", metadata={"format": "pt"})
+    file = folder / f"shard-{number}"
+    save_file(shard, file, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", file)  # safetensors lets its owner alone read what it writes
     return {name: weight.nbytes for name, weight in shard.items()}
 
 

@@ -23,8 +23,24 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def weights_are_finite(engine: parallel.Engine) -> bool:
     """Whether all weights are, those held by other processes included. All processes take part."""
-    here = [getattr(p, "ds_tensor", p).detach().isfinite().all() for p in engine.module.parameters()]
+    here = [_own(p).isfinite().all() for p in engine.module.parameters()]
     return not parallel.sum_over_processes((~torch.stack(here).to(parallel.device())).any().int()).item()
+
+
+def _own(parameter: nn.Parameter) -> Tensor:
+    """What this process holds of a weight.
+
+    Under ZeRO-3 all shares of one have the same size: the last are filled up with memory that nobody ever wrote to,
+    which is left out here.
+    """
+    share: Tensor | None = getattr(parameter, "ds_tensor", None)
+    if share is None:
+        return parameter.detach()
+    return share[: max(0, _elements(parameter) - share.numel() * parallel.rank())]
+
+
+def _elements(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def full_weights(engine: parallel.Engine, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -42,4 +58,4 @@ def local_weight_elements(module: nn.Module) -> int:
 
 def num_weights(module: nn.Module) -> int:
     """Weight elements of the whole module, wherever its parts lie."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    return sum(map(_elements, module.parameters()))

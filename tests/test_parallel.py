@@ -21,6 +21,8 @@ from fast_electra.encoder import transformers_config
 from fast_electra.objectives import Frozen
 
 SHARE = """
+from types import SimpleNamespace
+
 import torch
 from fast_electra import command_line, deepspeed_config, discriminator, parallel, sharded_weights
 from fast_electra.encoder import transformers_config
@@ -30,6 +32,7 @@ class Words:
     def __len__(self):
         return 4096
 
+torch.use_deterministic_algorithms(True)  # also fills new memory with NaN
 config, _ = command_line.parse(["--deepspeed", "none", "--run.dtype=bfloat16"], "")
 parallel.start()
 settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
@@ -37,6 +40,12 @@ with parallel.building(settings):
     model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
 share = sharded_weights.local_weight_elements(model) / sharded_weights.num_weights(model)
 print(f"rank {parallel.rank()} holds {share:.3f}", flush=True)
+engine, padded = SimpleNamespace(module=model), [p.ds_tensor for p in model.parameters() if p.ds_numel % 2]
+assert not all(share.isfinite().all() for share in padded) or parallel.rank() == 0, "nothing to leave out"
+print(f"finite: {sharded_weights.weights_are_finite(engine)}", flush=True)
+if parallel.rank() == 1:
+    next(model.parameters()).ds_tensor[-1] = torch.inf
+print(f"broken: {not sharded_weights.weights_are_finite(engine)}", flush=True)
 parallel.stop(0)
 """
 
@@ -51,6 +60,8 @@ def test_a_model_built_under_zero_3_is_never_whole_on_one_process(tmp_path):
     shares = [float(share) for share in re.findall(r"holds (0\.\d{3})", done.stdout)]
     assert len(shares) == 2
     assert all(share < 0.55 for share in shares)
+    assert done.stdout.count("finite: True") == 2, "the end of an odd weight's last share is nobody's"
+    assert done.stdout.count("broken: True") == 2
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def test_the_export_loads_with_stock_transformers(reference, tiny_corpus):
     _, info = AutoModel.from_pretrained(reference / "export", output_loading_info=True)
     assert not info["missing_keys"]
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tiny_corpus / "tokenizer").get_vocab()
+    assert len({file.stat().st_mode for file in (reference / "export").iterdir()}) == 1, "whoever reads one reads all"
 
 
 def test_a_masked_lm_is_exported_with_its_head_and_serves_as_auxiliary(auxiliary):
