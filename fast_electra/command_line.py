@@ -4,12 +4,15 @@
 """
 
 import difflib
+import inspect
 import itertools
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from fast_electra import json_file, recipes
 from fast_electra.config import Config
@@ -21,25 +24,26 @@ _LARGEST_FILE = 1 << 20  # bytes
 _DEEPEST = 8  # levels; settings have three
 
 
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Descriptions as they are written, and each option with its type and default."""
+
+
 def parse(arguments: list[str], description: str) -> tuple[Config, str]:
-    """The config and the path of DeepSpeed's JSON. Raises ValueError naming what is wrong; `--help` exits."""
-    recipe = recipes.get(next(iter(_values_of(arguments, "--recipe")), "") or "demo")
+    """The config and the path of DeepSpeed's JSON. Raises ValueError naming what is wrong; `--help` exits.
+
+    The last recipe named counts: on the command line, else in a file.
+    """
+    files = _values_of(arguments, "--config")
+    in_files = [name for file in files if (name := _recipe_in(Path(file)))]
+    recipe = recipes.get((_values_of(arguments, "--recipe") or in_files or ["demo"])[-1])
     parser = _parser(recipe, description)
     _refuse_unknown(arguments, parser)
-    files = _values_of(arguments, "--config")
-    for file in files:
-        _require_settings(Path(file))
     try:
-        values = parser.parse_args(arguments)
+        values = parser.parse_args([*arguments, f"--recipe={recipe.recipe}"])
         deepspeed = values.pop("deepspeed")
         for name in ("config", "local_rank"):
             values.pop(name, None)
         config = from_dict(values.as_dict())
-        if config.recipe != recipe.recipe:
-            raise ValueError(
-                f"recipe: {config.recipe} stands in a file, but a recipe's settings are looked up from the command "
-                f"line alone; pass --recipe {config.recipe} and take it out of the file"
-            )
     except (ArgumentError, ValueError) as error:
         places = ", ".join(map(repr, [*files, "the command line"]))
         raise ValueError(f"{error!s:.1000}\n  (settings were taken from {places}; --help lists them all)") from error
@@ -47,13 +51,28 @@ def parse(arguments: list[str], description: str) -> tuple[Config, str]:
 
 
 def _parser(recipe: Config, description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(
+        usage="%(prog)s [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
+        description=description,
+        formatter_class=_Formatter,
+        exit_on_error=False,
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; may be given several times")
     parser.add_argument("--deepspeed", type=str, default=DEFAULT_DEEPSPEED, help="DeepSpeed's JSON")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
     parser.add_class_arguments(Config)
     parser.set_defaults(flatten(to_dict(recipe)))
+    _explain(parser.groups or {}, Config(), "")
     return parser
+
+
+def _explain(groups: dict[str, Any], settings: Any, name: str) -> None:
+    """Put the docstrings of the settings' classes above their options, in `--help`."""
+    for below, value in vars(settings).items():
+        if is_dataclass(value):
+            _explain(groups, value, f"{name}.{below}".lstrip("."))
+    group = groups[name or type(settings).__name__]
+    group.title, group.description = name or "the run", inspect.getdoc(settings)
 
 
 def _values_of(arguments: list[str], option: str) -> list[str]:
@@ -66,20 +85,27 @@ def _values_of(arguments: list[str], option: str) -> list[str]:
     return values
 
 
-def _require_settings(path: Path) -> None:
-    """Refuse what is no file of settings, and what a parser would read for ever: aliases, lists in lists in lists."""
+def _recipe_in(path: Path) -> str:
+    """The recipe that a file of settings names, if it does.
+
+    Refuses what is no file of settings, and what a parser would read for ever: aliases, lists in lists in lists.
+    """
     remedy = "--config names a YAML file of settings; start from config.json of a run"
     json_file.require(path.is_file(), f"{str(path)!r} is no file: {remedy}")
     with json_file.named(path, remedy):
         size, depth = path.stat().st_size, 0
         json_file.require(size <= _LARGEST_FILE, f"it has {size:,} bytes, settings have {_LARGEST_FILE:,} at most")
         try:
-            for event in yaml.parse(path.read_bytes().decode("utf-8-sig"), Loader=yaml.CSafeLoader):
+            text = path.read_bytes().decode("utf-8-sig")
+            for event in yaml.parse(text, Loader=yaml.CSafeLoader):
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
                 json_file.require(depth < _DEEPEST, "it is nested too deeply for settings")
                 json_file.require(not isinstance(event, yaml.AliasEvent), "aliases (*name) are not read")
+            settings = yaml.load(text, Loader=yaml.CSafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"it is not YAML ({error})") from error
+    recipe = settings.get("recipe", "") if isinstance(settings, dict) else ""
+    return recipe if isinstance(recipe, str) else ""
 
 
 def _refuse_unknown(arguments: list[str], parser: ArgumentParser) -> None:

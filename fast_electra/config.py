@@ -23,7 +23,11 @@ ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Rows and masks. `vocab_size` is used only when a tokenizer is trained for the built-in documentation.
+    """Rows and masks.
+
+    A row is `sequence_length` tokens, of which `mask_rate` are masked; the last `held_out_rows` rows are never trained
+    on. `vocab_size` is used only when a tokenizer is trained for the built-in documentation. `verify` hashes every byte
+    of the corpus at the start.
 
     `num_draws` masks are drawn for a row, one for each pass over the corpus, before they come round again; 0 for new
     ones in every pass, or, with the objective `replay`, as many as are stored. `separate_documents` has no token attend
@@ -60,7 +64,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of a text encoder; `embedding_size` 0 means the hidden size."""
+    """The shape of a text encoder: `model_type` modernbert (every layer global), electra, bert, roberta or deberta-v2.
+
+    `embedding_size` 0 means the hidden size; a smaller one is electra's. `max_positions` is the longest row it takes.
+    `attention` is sdpa (fused), eager (plain matrix products), or auto: the faster of them.
+    """
 
     model_type: str = "modernbert"
     num_layers: int = 12
@@ -119,7 +127,8 @@ class GeneratorConfig:
 class TemperatureConfig:
     """T(u) over u, the fraction of updates done, from `initial` towards `final`.
 
-    `tau` belongs to the exponential schedule, `power` to the polynomial one.
+    `schedule` is exponential, linear, polynomial, cosine or constant. `tau` belongs to the exponential one, `power` to
+    the polynomial one.
     """
 
     schedule: str = "exponential"
@@ -136,12 +145,18 @@ class TemperatureConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One pre-training run.
+    """One pre-training run, in the folder `output`, from where the same command goes on.
+
+    `recipe` names the settings that it begins with: demo, small, base, large, xl, electra_small, electra_base,
+    electra_large, or NAME.auxiliary. `objective` is frozen (the method), replay, two_stage, unigram, random, joint,
+    joint_shallow, joint_gdes, joint_decoupled or mlm. `seed` governs weights, order, masks and samples.
 
     `corpus` is a folder made by launchers/prepare_corpus.py or a Megatron prefix, or several with weights
-    (`data/wiki=0.7,data/books=0.3`); empty for the built-in documentation. `auxiliary` is a folder or hub name of a
-    masked LM, empty to train one first, and `auxiliary_engine` what it runs on (auxiliary_engine.py). `replacements` is
-    a folder made by launchers/precompute_replacements.py, which the objective `replay` reads instead.
+    (`data/wiki=0.7,data/books=0.3`); empty for the built-in documentation. `tokenizer` is a folder or hub name, for a
+    Megatron corpus that has none beside it. `auxiliary` is a folder or hub name of a masked LM, empty to train one
+    first; `auxiliary_gate` refuses one that predicts too little, and `auxiliary_engine` is what it runs on: plain,
+    compiled, injected, or auto. `replacements` is a folder made by launchers/precompute_replacements.py, which the
+    objective `replay` reads instead.
 
     `initial_weights` is a folder or hub name of an encoder whose weights the run begins with, "auxiliary" for those of
     the auxiliary model, "auto" for the same where there is one and it fits; empty for new ones. At most

@@ -182,6 +182,11 @@ def _open_own(folder: Path, tokenizer: str | Path | None) -> Corpus:
 
 
 def _open_foreign(prefix: Path, tokenizer: str | Path | None) -> Corpus:
+    if not any(Path(f"{prefix}{ending}").is_file() for ending in (".bin", ".idx")):
+        raise FileNotFoundError(
+            f"there is no corpus {str(prefix)!r}: no such folder, and no {prefix.name}.bin with {prefix.name}.idx. "
+            f"Make one with `python launchers/prepare_corpus.py --input TEXT --output {prefix}`, or mend the path"
+        )
     index = read_index(prefix)
     if not index.num_tokens:
         raise ValueError(f"the corpus {str(prefix)!r} has no tokens: give one that has")

@@ -66,7 +66,7 @@ def transformers_config(encoder: EncoderConfig, tokenizer: PreTrainedTokenizerBa
             return BertConfig(**common)
         case "roberta":
             padded = encoder.max_positions + tokenizer.pad_token_id + 1
-            return RobertaConfig(**common | {"max_position_embeddings": padded})
+            return RobertaConfig(**common | {"max_position_embeddings": padded, "layer_norm_eps": 1e-5})  # as published
         case _:
             return DebertaV2Config(**common, relative_attention=True, pos_att_type=["p2c", "c2p"])
 

@@ -34,6 +34,8 @@ _OF_NO_MATTER = re.compile(
     r"|tie_|problem|classifier|pooler|output_|return_|chunk|cache|decoder|sparse|reference|repad|deterministic|cutoff"
 )
 
+_NOT_LOADED = "replay loads no auxiliary model; name its folder (--initial_weights FOLDER)"
+
 
 def foresee(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError for weights to begin with that will not fit, before an auxiliary model is trained."""
@@ -55,7 +57,7 @@ def read(
     named, automatic = config.initial_weights, config.initial_weights == "auto"
     path = config.auxiliary if automatic or named == "auxiliary" else named
     if not path:
-        return {}, {}
+        return {}, {"initial_misfit": _NOT_LOADED} if automatic and config.objective == "replay" else {}
     source, here = _load(path), _encoder(_unfilled(shape))
     misfits = _misfits(_encoder(source), here, config.initial_layers)
     if automatic and misfits:
@@ -118,7 +120,10 @@ def _fits(name: str, there: Size, wanted: Size) -> bool:
 
 
 def _refuse(path: str, misfits: list[str]) -> None:
-    remedy = "give the run's encoder the settings of the one it begins with (encoder...), or leave initial_weights out"
+    remedy = (
+        "give the run's encoder the same shape (encoder.model_type, encoder.hidden_size, ...; what --help does not list"
+        " there cannot be changed), begin with another encoder, or leave initial_weights out"
+    )
     require(not misfits, "initial_weights", path, f"it does not fit: {'; '.join(misfits[:3])}; {remedy}")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fast_electra import flops, optim, parallel
+from fast_electra import flops, optim, parallel, summary
 from fast_electra.health import Health
 from fast_electra.run_folder import MetricsLog
 from fast_electra.setup_run import Run
@@ -44,6 +44,8 @@ class Progress:
         self.log = MetricsLog(self.config.output, run.position.step) if self.speaks else None
         self.watchdog = watchdog
         self.health = Health(run, self.log.kept if self.log is not None else [])
+        if self.speaks and not run.position.step and (begun := summary.begun(run.facts)):
+            tqdm.write(f"{self.config.output} begins with {begun}")
         self.bar = tqdm(
             total=self.config.run.steps,
             initial=run.position.step,

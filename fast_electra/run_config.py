@@ -9,7 +9,10 @@ DTYPES = ("auto", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up over `warmup_ratio` of the steps and linear decay to 0."""
+    """AdamW with linear warm-up over `warmup_ratio` of the steps and linear decay to 0.
+
+    Gradients are cut to a norm of `clip_norm`. Biases and norms have no `weight_decay`.
+    """
 
     peak_learning_rate: float = 4e-4
     warmup_ratio: float = 0.08
@@ -29,10 +32,12 @@ class OptimizerConfig:
 class RunConfig:
     """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time.
 
-    The last `keep_checkpoints` stay, and those at multiples of `keep_every` steps (0: none). `stop_at_step` ends a
-    start early, saved (0: no). `dtype` is bfloat16, float32, or auto: bfloat16 where the hardware multiplies it.
-    `activation_checkpointing` keeps a layer's input alone and computes the rest again in backward: memory for time.
-    `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
+    Numbers are logged, held-out rows evaluated and checkpoints saved every so many steps (`log_every`,
+    `evaluate_every`, `save_every`). The last `keep_checkpoints` stay, and those at multiples of `keep_every` steps (0:
+    none). `stop_at_step` ends a start early, saved (0: no). `dtype` is bfloat16, float32, or auto: bfloat16 where the
+    hardware multiplies it. `compile` sends the model through torch.compile. `activation_checkpointing` keeps a layer's
+    input alone and computes the rest again in backward: memory for time. `blimp`, a folder of BLiMP files, adds its
+    accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
 
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
     to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means

@@ -43,6 +43,7 @@ def of(folder: str, hashes: bool = True) -> dict[str, Any]:
         "host": state.get("host"),
         "pid": state.get("pid"),
         "why": state.get("why") or _WHY.get(name, ""),
+        "auxiliary": _auxiliary(path / "auxiliary", hashes) if not step else None,
     }
 
 
@@ -52,6 +53,14 @@ _WHY = {
     run_state.STOPPED: "as run.stop_at_step asked; the same command goes on",
     run_state.PREEMPTED: "a signal asked for it; the same command goes on",
 }
+
+
+def _auxiliary(folder: Path, hashes: bool) -> dict[str, Any] | None:
+    """The facts of the run that makes this run's auxiliary model, until it has."""
+    if not (folder / "config.json").is_file():
+        return None
+    facts = of(str(folder), hashes)
+    return facts if facts["state"] != run_state.FINISHED else None
 
 
 def _latest(folder: Path) -> float:
@@ -88,6 +97,8 @@ def describe(facts: dict[str, Any]) -> str:
     ]
     if facts["why"]:
         lines.append(f"  why         {facts['why']}")
+    if facts["auxiliary"]:
+        lines.append(f"  first       its auxiliary model\n{describe(facts['auxiliary'])}")
     return "\n".join(lines)
 
 

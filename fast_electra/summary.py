@@ -27,12 +27,18 @@ def describe(summary: dict[str, Any]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def _begun(summary: dict[str, Any]) -> list[str]:
+def begun(summary: dict[str, Any]) -> str:
+    """What a run began with, from its summary or its facts; "" where it was told to begin anew."""
     if "initial_misfit" in summary:
-        return [f"  begun with   new weights; the auxiliary model's do not fit: {summary['initial_misfit']}"]
+        return f"new weights, not the auxiliary model's: {summary['initial_misfit']}"
     if "initial_from" not in summary:
-        return []
-    return [f"  begun with   the embeddings and {summary['initial_layers']} layers of {summary['initial_from']}"]
+        return ""
+    return f"the embeddings and {summary['initial_layers']} layers of {summary['initial_from']}"
+
+
+def _begun(summary: dict[str, Any]) -> list[str]:
+    words = begun(summary)
+    return [f"  begun with   {words}"] if words else []
 
 
 def _startup(summary: dict[str, Any]) -> list[str]:

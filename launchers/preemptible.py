@@ -43,7 +43,12 @@ def main(command: list[str]) -> int:
     signals: list[int] = []
     for each in SIGNALS:
         signal.signal(each, lambda number, _frame: signals.append(number))
-    process, told = subprocess.Popen(command, start_new_session=True), set[int]()
+    told = set[int]()
+    try:
+        process = subprocess.Popen(command, start_new_session=True)
+    except OSError as error:
+        print(f"error: {command[0]!r} cannot be started: {error.strerror}; give the whole command", file=sys.stderr)
+        return 2
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
@@ -57,6 +62,7 @@ def main(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        sys.exit(__doc__)
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0 if sys.argv[1:] else 2)
     sys.exit(main(sys.argv[1:]))

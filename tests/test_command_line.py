@@ -1,7 +1,11 @@
+import json
+from dataclasses import replace
+
 import pytest
 
 from fast_electra import recipes
 from fast_electra.command_line import parse
+from fast_electra.config_file import to_dict
 
 
 def test_no_argument_means_the_demo():
@@ -19,6 +23,21 @@ def test_dotted_overrides_are_typed_and_win_over_files_and_recipe(tmp_path):
     assert (config.run.steps, config.run.log_every, config.seed, config.recipe) == (9, 3, 5, "small")
     assert config.encoder == recipes.get("small").encoder
     assert deepspeed == "x.json"
+
+
+def test_the_last_recipe_counts_and_the_command_lines_before_a_files(tmp_path):
+    assert parse(["--recipe", "small", "--recipe=base"], "")[0] == recipes.get("base")
+    file = tmp_path / "config.json"
+    file.write_text('{"recipe": "base", "seed": 3}')
+    assert parse(["--config", str(file)], "")[0] == replace(recipes.get("base"), seed=3)
+    for arguments in (["--recipe=large", "--config", str(file)], ["--config", str(file), "--recipe=large"]):
+        assert parse(arguments, "")[0] == replace(recipes.get("large"), seed=3)
+
+
+def test_a_runs_own_config_begins_another_like_it(tmp_path):
+    config, _ = parse(["--recipe=electra_base", "--run.steps=7", "--encoder.num_layers=3"], "")
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    assert parse(["--config", str(tmp_path / "config.json")], "")[0] == config
 
 
 def test_an_auxiliary_recipe_is_a_masked_lm_run():

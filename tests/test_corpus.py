@@ -283,5 +283,7 @@ def test_a_corpus_made_elsewhere_with_ids_beyond_the_tokenizer_is_refused(made, 
 
 
 def test_a_missing_corpus_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no .*nowhere\.bin'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no corpus '.*nowhere'.*prepare_corpus.py --input TEXT --output .*nowhere`"
+    ):
         Corpus.open(tmp_path / "nowhere")

@@ -197,7 +197,7 @@ def test_a_run_begins_with_its_auxiliary_models_weights(stage, num_processes, ti
     """At a rate of next to nothing they are what it ends with; its fourth layer and its head are new."""
     still = ["--optimizer.peak_learning_rate=1e-12", "--optimizer.weight_decay=0", "--run.steps=2"]
     launch(*TINY, "--objective=mlm", f"--corpus={tiny_corpus}", f"--output={tmp_path / 'lm'}", *still)
-    launch(
+    done = launch(
         *TINY,
         *still,
         "--initial_weights=auxiliary",
@@ -218,6 +218,7 @@ def test_a_run_begins_with_its_auxiliary_models_weights(stage, num_processes, ti
     }
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "begun with   the embeddings and 2 layers of" in describe(summary)
+    assert f"{tmp_path / 'run'} begins with the embeddings and 2 layers of" in done.stdout, "said before it trains"
 
 
 def test_auto_goes_with_every_objective():

@@ -186,3 +186,18 @@ def building(process):
     every = psutil.Process(process.pid).children(recursive=True)
     ninja = [each for each in every if each.name() == "ninja"]
     return [ninja[0].parent(), *ninja] if ninja else []
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        (["--help"], 0, "python launchers/preemptible.py deepspeed --num_gpus 8"),
+        ([], 2, "python launchers/preemptible.py deepspeed --num_gpus 8"),
+        (["deepsped", "x"], 2, "error: 'deepsped' cannot be started: No such file or directory; give the whole"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_words(given, status, said):
+    command = [sys.executable, "launchers/preemptible.py", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False)
+    assert said in done.stdout + done.stderr

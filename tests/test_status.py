@@ -68,6 +68,21 @@ def test_a_killed_run_is_dead(run, tmp_path):
     assert "why         its process is gone and said nothing" in status.describe(status.of(run.output))
 
 
+def test_a_run_whose_auxiliary_model_trains_first_shows_how_far_that_is(tmp_path, tiny_corpus):
+    config = replace(recipes.get("demo"), output=str(tmp_path / "run"), corpus=str(tiny_corpus))
+    first = config.for_auxiliary()
+    for each in (config, first):
+        run_folder.claim(each)
+    run_folder.MetricsLog(first.output, 0).write({"step": 150, "loss": 5.5, "seconds": 75.0, "skipped_updates": 0})
+    said = status.describe(status.of(config.output))
+    assert "step        0 of 750" in said
+    assert f"first       its auxiliary model\n{first.output}: running by process {os.getpid()} on " in said
+    assert "step        150 of 600, 4 min left" in said
+    run_state.end(first.output, run_state.FINISHED)
+    assert "its auxiliary model" not in status.describe(status.of(config.output))
+    run_state.end(config.output, run_state.STOPPED)
+
+
 def test_several_runs_and_a_folder_that_is_none(run, tmp_path):
     environment = clean_environment(PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu")
     command = [sys.executable, "launchers/status.py"]
