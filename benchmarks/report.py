@@ -5,7 +5,7 @@ runs/bench/measured.jsonl, replay.jsonl and engines.jsonl, and from any files of
 rows of the quality study from benchmarks/results/quality.jsonl. Measured rows of mixed code versions are refused, and
 so is a page without any: a table has no silent gaps.
 
-    python -m benchmarks.report [--output runs/bench] [--rows benchmarks/results/h200.jsonl ...]
+    python -m benchmarks.report [--output runs/bench] [--rows benchmarks/results/gpu_h200.jsonl ...]
 """
 
 import argparse

@@ -34,7 +34,11 @@ def pytest_terminal_summary(terminalreporter):
     """After `make survive`: a table of what was tried and what held, also in runs/survive.md."""
     outcomes = {"passed": "held", "failed": "DID NOT HOLD", "error": "DID NOT RUN", "skipped": "skipped"}
     rows = [
-        (report.head_line.replace("test_", "").replace("_", " "), dict(report.user_properties).get("tried", ""), held)
+        (
+            report.head_line.replace("test_", "").replace("_", " "),
+            dict(getattr(report, "user_properties", ())).get("tried", ""),
+            held,
+        )
         for outcome, held in outcomes.items()
         for report in terminalreporter.stats.get(outcome, [])
     ]

@@ -14,19 +14,18 @@ from conftest import clean_environment
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import cases, comparisons, costs, engines, material, overhead, replay, rows, step
+from benchmarks import report as reports
+from benchmarks.cases import Case
+from benchmarks.contestant import Variant
+from benchmarks.engine_section import engine_section
+from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak
+from benchmarks.per_gpu import per_gpu
+from benchmarks.replay_section import replay_section
+from benchmarks.simulate import simulate, simulate_all
+from fast_electra import auxiliary_engine
 
-from benchmarks import cases, comparisons, costs, engines, material, overhead, replay, rows, step  # noqa: E402
-from benchmarks import report as reports  # noqa: E402
-from benchmarks.cases import Case  # noqa: E402
-from benchmarks.contestant import Variant  # noqa: E402
-from benchmarks.engine_section import engine_section  # noqa: E402
-from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak  # noqa: E402
-from benchmarks.per_gpu import per_gpu  # noqa: E402
-from benchmarks.replay_section import replay_section  # noqa: E402
-from benchmarks.simulate import simulate, simulate_all  # noqa: E402
-from fast_electra import auxiliary_engine  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 CPU = torch.device("cpu")
 TINY = Case("demo", "frozen", 64, 512, "masked", 16)

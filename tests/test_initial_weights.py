@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY, launch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, ElectraConfig, RobertaConfig
 
 from fast_electra import initial_weights, recipes, run_folder, setup_run
 from fast_electra.config import EncoderConfig
@@ -103,6 +103,30 @@ def test_an_encoder_that_would_compute_otherwise_is_refused(tiny_tokenizer, tmp_
     path = saved(tmp_path / "short", tiny_tokenizer, model_type="bert", max_positions=32)
     with pytest.raises(ValueError, match=r"position_embeddings\.weight has the shape"):
         taken(path, tiny_tokenizer, model_type="bert")
+
+
+@pytest.mark.parametrize(
+    ("published", "kind"),
+    [
+        (BertConfig(vocab_size=30_522, layer_norm_eps=1e-12), "bert"),
+        (
+            RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5),
+            "roberta",
+        ),
+        (
+            ElectraConfig(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072),
+            "electra",
+        ),
+    ],
+)
+def test_the_published_base_models_fit(published, kind, tiny_tokenizer):
+    """bert-base-uncased, roberta-base and google/electra-base-discriminator, as their config.json gives them."""
+    encoder = EncoderConfig(kind, 12, 768, 12, 3072, dropout=0.1, attention_dropout=0.1)
+    there, here = (
+        initial_weights._encoder(initial_weights._unfilled(each))
+        for each in (published, transformers_config(encoder, tiny_tokenizer))
+    )
+    assert initial_weights._misfits(there, here, 12) == []
 
 
 def test_one_token_type_serves_for_two(tiny_tokenizer, tmp_path):

@@ -1,7 +1,6 @@
 """The plain rival: its loss against our own pieces, its step, and a short contest that the targets are read from."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import cases, contestant, costs, measure, plain_rival, rows, targets
+from benchmarks.cases import Case
+from benchmarks.contestant import Variant
+from fast_electra import discriminator, joint, parallel
+from fast_electra.auxiliary import MaskedLM
+from fast_electra.batches import MaskedBatch
 
-from benchmarks import cases, contestant, costs, measure, plain_rival, rows, targets  # noqa: E402
-from benchmarks.cases import Case  # noqa: E402
-from benchmarks.contestant import Variant  # noqa: E402
-from fast_electra import discriminator, joint, parallel  # noqa: E402
-from fast_electra.auxiliary import MaskedLM  # noqa: E402
-from fast_electra.batches import MaskedBatch  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 TINY = Case("demo", "joint_plain", 32, 64, "all", 4)
 NARROW = replace(TINY, recipe="electra_small")

@@ -15,17 +15,16 @@ import torch
 from conftest import clean_environment, launch, metrics
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import arms, judge, masked_lms, quality, quality_sections, rows, verdicts
+from benchmarks.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread
+from fast_electra import command_line, discriminator, objectives
+from fast_electra.auxiliary import MaskedLM, build_masked_lm, load, weights_fingerprint
+from fast_electra.batches import Batches
+from fast_electra.config import DataConfig, EncoderConfig
+from fast_electra.corpus import Corpus
+from fast_electra.encoder import transformers_config
 
-from benchmarks import arms, judge, masked_lms, quality, quality_sections, rows, verdicts  # noqa: E402
-from benchmarks.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread  # noqa: E402
-from fast_electra import command_line, discriminator, objectives  # noqa: E402
-from fast_electra.auxiliary import MaskedLM, build_masked_lm, load, weights_fingerprint  # noqa: E402
-from fast_electra.batches import Batches  # noqa: E402
-from fast_electra.config import DataConfig, EncoderConfig  # noqa: E402
-from fast_electra.corpus import Corpus  # noqa: E402
-from fast_electra.encoder import transformers_config  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 STUDY = quality.Study("2x96", "some/corpus", "some/blimp", Path("runs/study"), Path("none.jsonl"))
 

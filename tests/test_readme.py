@@ -8,10 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from conftest import clean_environment
 from task_files import export, write_task
+
+from benchmarks import cases, costs, rows
+from benchmarks.cases import Case
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,6 +68,33 @@ def test_the_fine_tuning_command_takes_an_exported_folder(checkout):
     print(run([*step, "--seeds=1", "--epochs=1", "--max_train_rows=16"], checkout))
     results = json.loads((checkout / "runs" / "small-glue" / "results.json").read_text())
     assert list(results["tasks"]) == ["RTE"] and "CoLA" in results["without_data"]
+
+
+def table(heading):
+    """The cells of the first table below a heading, row by row, its two headings left out."""
+    lines = re.search(rf"## {heading}.*?\n((?:\|[^\n]*\n)+)", README, re.DOTALL).group(1).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("row", table("What it saves"), ids=lambda row: row[0])
+def test_the_savings_are_those_counted(row):
+    recipe, rival = re.findall(r"`(\w+)`", row[0])
+    counted = costs.count_all([Case(recipe, objective) for objective in ("frozen", "replay", *cases.rivals(recipe))])
+    saved = [rows.the(costs.savings(counted), "saving", method=each, rival=rival)["saving"] for each in cases.METHODS]
+    runs = {each["num_runs"]: each for each in rows.the(costs.total_costs(counted), "total_cost", rival=rival)["runs"]}
+    totals = [f"{100 * runs[count]['frozen_to_rival']:.1f} %" for count in (1, 4)]
+    assert row[1:] == [f"{100 * share:.1f} % less" for share in saved] + totals
+
+
+@pytest.mark.parametrize("row", table("Does it learn as well"), ids=lambda row: row[0])
+def test_the_qualities_are_those_of_the_committed_rows(row):
+    found = rows.select(rows.read(rows.ROOT / "benchmarks/results/quality.jsonl"), "quality", scale="4x128")
+    (arm,) = re.findall(r"`(\w+)`", row[0])
+    values = [each["judge_auc"] for each in rows.select(found, "quality", arm=arm)]
+    flops = {each["flops"] for each in rows.select(found, "quality", arm=arm)}
+    (rivals,) = {each["flops"] for each in rows.select(found, "quality", arm="joint_shallow")}
+    assert row[1:3] == [str(len(values)), f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"]
+    assert row[3] == f"{100 * flops.pop() / rivals:.0f} %"
 
 
 def test_the_make_targets_of_the_readme_exist():

@@ -1,12 +1,9 @@
 """The targets: ratios turn by turn within one contest, met or not."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import machine_sections, targets
 from benchmarks.rows import Row
