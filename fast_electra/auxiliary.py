@@ -129,10 +129,7 @@ def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dt
             path, dtype=dtype, output_loading_info=True, weights_only=True, trust_remote_code=False
         )
     except Exception as error:  # whatever a damaged or foreign file makes transformers, safetensors or torch raise
-        raise ValueError(
-            f"auxiliary = {path!r} is no masked LM that transformers can load ({error}); "
-            "name a folder written by save_pretrained (runs/NAME/export) or a hub model"
-        ) from error
+        raise unloadable("auxiliary", path, "masked LM", error) from error
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise ValueError(
@@ -147,6 +144,15 @@ def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dt
             f"{positions_available(model.config)} positions; shorten the rows or take another auxiliary model"
         )
     return model.eval().requires_grad_(False)
+
+
+def unloadable(setting: str, path: str, what: str, error: Exception) -> ValueError:
+    """The error for a model, named by `setting`, that transformers does not load."""
+    absent = "" if Path(path).exists() else "there is no such folder here, and as a name on the hub "
+    return ValueError(
+        f"{setting} = {path!r}: {absent}it is no {what} that transformers can load; name a folder written by "
+        f"save_pretrained (runs/NAME/export) or a hub model. transformers says: {error}"
+    )
 
 
 def refuse_other_vocabulary(

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
+from tqdm import tqdm
+
 from fast_electra import preemption, run_state
 from fast_electra.divergence import DivergedError
 
@@ -91,10 +93,11 @@ def status(error: BaseException) -> int | None:
 
 
 def speak(text: str) -> None:
-    """One line on the error stream, with the process that says it where there are several."""
+    """A line of its own on the error stream, with the process that says it where there are several."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     who = f" (process {os.environ.get('RANK')} on {socket.gethostname()})" if several else ""
-    print(f"error{who}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    tqdm.write(f"error{who}: {text}", file=sys.stderr)  # a progress bar makes way for it
+    sys.stderr.flush()
 
 
 @contextmanager

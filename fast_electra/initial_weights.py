@@ -19,7 +19,7 @@ from torch import Size, Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fast_electra.auxiliary import refuse_other_vocabulary, weights_fingerprint
+from fast_electra.auxiliary import refuse_other_vocabulary, unloadable, weights_fingerprint
 from fast_electra.config import Config
 from fast_electra.encoder import transformers_config
 from fast_electra.require import require
@@ -142,10 +142,7 @@ def _load(path: str) -> PreTrainedModel:
                 path, dtype=torch.float32, output_loading_info=True, weights_only=True, trust_remote_code=False
             )
     except Exception as error:  # whatever a damaged or foreign file makes transformers, safetensors or torch raise
-        raise ValueError(
-            f"initial_weights = {path!r} is no encoder that transformers can load ({error}); name a folder written by "
-            "save_pretrained (runs/NAME/export) or a hub model"
-        ) from error
+        raise unloadable("initial_weights", path, "encoder", error) from error
     absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     remedy = "they would be random; use a checkpoint that holds the whole encoder"
     require(not absent, "initial_weights", path, f"weights such as {', '.join(absent[:3])} are not in it: {remedy}")

@@ -133,6 +133,11 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, tiny_tokenizer):
         auxiliary.load(str(tmp_path), tiny_tokenizer, 32, torch.bfloat16)
 
 
+def test_a_path_that_is_none_is_said_to_be_none(tmp_path):
+    said = [str(auxiliary.unloadable("auxiliary", str(path), "masked LM", OSError())) for path in (tmp_path, "runs/x")]
+    assert ["there is no such folder here" in each for each in said] == [False, True]
+
+
 def test_a_smaller_vocabulary_is_refused(tmp_path, tiny_tokenizer):
     config = config_of("bert", tiny_tokenizer)
     config.vocab_size = 100
