@@ -13,6 +13,7 @@ from statistics import fmean
 import pytest
 from conftest import clean_environment
 from task_files import export, write_task
+from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks import cases, costs, rows
 from benchmarks.cases import Case
@@ -25,9 +26,9 @@ SMALL_RUN = """--run.steps=3 --run.batch_rows=8 --run.micro_batch_rows=8 --run.l
 ADDED = {"prepare_corpus.py": "--vocab_size 800", "pretrain.py": SMALL_RUN}
 
 
-def commands(heading):
-    """The commands of the first code block below a heading."""
-    block = re.search(rf"## {heading}.*?```\n(.*?)```", README, re.DOTALL).group(1)
+def commands(heading, number=0):
+    """The commands of the first code block below a heading, or of a later one."""
+    block = re.findall(r"```\n(.*?)```", README.split(f"## {heading}")[1], re.DOTALL)[number]
     return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -57,6 +58,20 @@ def test_the_walk_through_leads_from_text_to_an_exported_discriminator(checkout,
         run([*step, *shlex.split(ADDED[Path(step[1]).name])], checkout)
     assert (checkout / "runs" / "small" / "export" / "model.safetensors").exists()
     assert json.loads((checkout / "runs" / "small" / "summary.json").read_text())["auxiliary"] == "runs/aux/export"
+
+
+def test_a_published_model_becomes_the_auxiliary_model(checkout, documents, tiny_tokenizer):
+    """Its commands as they stand, with a tiny BERT of that name in the folder."""
+    with lzma.open(checkout / "wiki.txt.xz", "wt", preset=0) as file:
+        file.write("\n\n".join(documents))
+    tiny_tokenizer.save_pretrained(checkout / "bert-base-uncased")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    shape = BertConfig(vocab_size=len(tiny_tokenizer), **sizes)
+    BertForMaskedLM(shape).save_pretrained(checkout / "bert-base-uncased")
+    prepare, train = commands("Your own text", number=1)
+    run(prepare, checkout)
+    said = run([*train, *shlex.split(SMALL_RUN)], checkout)
+    assert "runs/base-bert begins with the embeddings and 2 layers of bert-base-uncased" in said
 
 
 def test_the_fine_tuning_command_takes_an_exported_folder(checkout):
