@@ -4,6 +4,7 @@
 # make study      does it learn as well: every arm pre-trained and judged, for hours; goes on where it was
 # make slurm      the job scripts on a real SLURM of two hosts on this machine; as root, installs it from Debian first
 # make bench      FLOPs, memory and speed beside every joint rival's: runs/bench/report.md
+# make page       the committed page, benchmarks/results/report/report.md, anew from the committed rows
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # torch first and by itself: a CPU machine then never fetches the CUDA packages of a newer one
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup pretrain check test slow survive slurm bench study format clean
+.PHONY: setup pretrain check test slow survive slurm bench page study format clean
 
 setup: $(VENV)/ready
 
@@ -51,6 +52,10 @@ bench: setup
 	python -m benchmarks.replay
 	test ! -d $(REPLAY_AUXILIARY) || python -m benchmarks.replay $(REPLAY_CASE) --corpus $(REPLAY_TEXT) --auxiliary $(REPLAY_AUXILIARY)
 	python -m benchmarks.report
+
+page: setup
+	python -m benchmarks.report --output benchmarks/results/report --mixed_code \
+	    --rows $(wildcard benchmarks/results/cpu_*.jsonl benchmarks/results/gpu_*.jsonl)
 
 STUDY_TEXT ?= data/wikipedia/AA.txt.xz
 BLIMP ?= data/blimp
