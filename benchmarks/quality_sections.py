@@ -182,25 +182,25 @@ def _ablations(found: Sequence[Row]) -> list[str]:
     lines: list[str] = []
     noise = spread(found, arms.REFERENCE, "judge_auc")
     for group, title in (("schedule", "Schedules"), ("strength", "Auxiliary models")):
-        tried = [row for row in rows.select(found, "quality", group=group, seed=0) if "diverged" not in row]
+        tried = {row["arm"]: row for row in rows.select(found, "quality", group=group) if "diverged" not in row}
         if not tried:
             continue
-        beside = [row for row in rows.select(found, "quality", arm=arms.REFERENCE, seed=0) if row not in tried]
-        content = [
-            (
-                row["arm"],
-                "-" if row.get("auxiliary_accuracy") is None else percent(row["auxiliary_accuracy"]),
-                *(Spread(() if row.get(name) is None else (row[name],)) for name in ("judge_auc", "blimp")),
-            )
-            for row in (*beside, *tried)
-        ]
-        said = verdicts.insensitive(noise, Spread(tuple(row["judge_auc"] for row in (*beside, *tried))))
+        beside = {row["arm"]: row for row in rows.select(found, "quality", arm=arms.REFERENCE)}
+        means = tuple(spread(found, arm, "judge_auc").mean for arm in beside | tried)
         seeds = f" ({arms.REFERENCE}'s range over {len(noise.values)} seeds: {noise.range:.3f})" if noise.values else ""
+        content = (
+            (
+                arm,
+                "-" if row.get("auxiliary_accuracy") is None else percent(row["auxiliary_accuracy"]),
+                *(spread(found, arm, metric) for metric in ("judge_auc", "blimp")),
+            )
+            for arm, row in (beside | tried).items()
+        )
         lines += [
             f"#### {title}",
             "",
-            f"Begun with the weights of `auxiliary`, half the updates, seed 0. Little sensitivity to these, by "
-            f"ROC-AUC: {said}{seeds}.",
+            "Begun with the weights of `auxiliary`, half the updates; one seed where no range is given. Little "
+            f"sensitivity to these, by ROC-AUC: {verdicts.insensitive(noise, Spread(means))}{seeds}.",
             "",
             *table(1, ("arm", "auxiliary model predicts", "ROC-AUC, judged", "BLiMP"), content),
         ]
