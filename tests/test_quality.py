@@ -282,6 +282,13 @@ def test_the_committed_rows_were_made_with_the_masked_lms_kept_beside_them():
         assert {row[field] for row in asked if row.get(field)} == {weights}
 
 
+def test_the_committed_page_shows_the_committed_rows(tmp_path):
+    """`make page` makes it anew."""
+    results = ROOT / "benchmarks" / "results"
+    lines = quality_sections.quality_section(rows.read(results / "quality.jsonl"), tmp_path)
+    assert "\n".join(lines).strip() in (results / "report" / "report.md").read_text()
+
+
 # A study, killed.
 
 TINY_STUDY = """
