@@ -106,7 +106,10 @@ def _discard(folder: Path) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a kill left half-written, half-removed or half-converted."""
-    for path in folder.glob(f"step-*{_PARTIAL}"):
+    for path in [
+        *folder.glob(f"step-*{_PARTIAL}"),
+        *folder.glob(f"step-*/*{_UNIVERSAL}"),
+    ]:  # the latter of old versions
         shutil.rmtree(path)
 
 
@@ -227,7 +230,10 @@ def _load(engine: parallel.Engine, path: Path) -> None:
 
 def _load_universal(engine: parallel.Engine, path: Path) -> None:
     """Load a checkpoint of another layout: masters, moments and the count of updates; the engine's own numbers stay."""
-    universal = path.with_name(path.name + _UNIVERSAL)
+    step = path.parent if path.name == _GENERATOR else path
+    universal = step.with_name(
+        step.name + _UNIVERSAL
+    )  # beside a checkpoint, never in it: nothing there may be unlisted
     parallel.on_rank_zero(lambda: _convert(path, universal, len(engine.optimizer.param_groups)))
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:

@@ -73,12 +73,11 @@ def pseudo_log_likelihood(module: Any, input_ids: Tensor, special_ids: Tensor) -
     """Log P(token | all others), float32 (B, T), by a MaskedLMLoss or its engine (Salazar et al., ACL 2020).
 
     One token is masked at a time, the others of its word are seen: the paper's original score, without the later
-    within-word variant. A place where all rows have a special token is not asked and stays 0. `special_ids` begin with
-    [MASK].
+    within-word variant. The first and the last place, [CLS] and [SEP], are not asked and stay 0; all others are,
+    whatever they hold, since all processes have to ask equally often. `special_ids` begin with [MASK].
     """
     scores = torch.zeros(input_ids.shape, device=input_ids.device)
-    special = torch.isin(input_ids, special_ids)
-    for place in (~special.all(dim=0)).nonzero().flatten().tolist():
+    for place in range(1, input_ids.shape[1] - 1):
         target = input_ids[:, place : place + 1]
         masked = input_ids.index_fill(1, torch.tensor([place], device=input_ids.device), int(special_ids[0]))
         logits = module(masked, torch.full_like(target, place), target)[1]  # (B, 1, V)

@@ -94,7 +94,8 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
         made = pretrain(config.for_auxiliary(), settings)
         if "export" not in made:
             return made
-        config, began = dataclasses.replace(config, auxiliary=made["export"]), time.time()
+        here = Path(config.for_auxiliary().output) / "export"  # not where its summary says: the folder may have moved
+        config, began = dataclasses.replace(config, auxiliary=str(here)), time.time()
     watchdog.begin("building the model")
     setup_run.stop_if_preempted()
     run = setup_run.build(config, settings, batches)
@@ -219,7 +220,7 @@ def save(run: Run) -> None:
     try:
         checkpoint.save(run.engine, folder, run.position, keep, run.generator)
     except (OSError, RuntimeError) as error:  # torch tells of a disk that failed by a RuntimeError
-        if failure.is_out_of_memory(error):
+        if failure.is_out_of_memory(error) or failure.is_lost_peer(error):
             raise
         free = f"{shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there" if folder.exists() else "it is gone"
         raise OSError(

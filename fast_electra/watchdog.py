@@ -1,9 +1,9 @@
 """A thread that ends its process when the run makes no progress: nothing else ends a wait for a process that hangs.
 
-A dead process is noticed by the launcher, one that is merely stuck by nobody: NCCL and gloo give up after half an hour
-at the earliest, DeepSpeed's all-reduce through shared memory on a CPU never does. Every process watches itself; the one
-that hangs is the one that says nothing. A process that was suspended and woken with its whole job is not hung: the time
-in which the thread could not run either does not count.
+A dead process is noticed by the launcher, one that is merely stuck by nobody: gloo gives up after half an hour, NCCL
+after ten minutes, DeepSpeed's all-reduce through shared memory on a CPU never does. Every process watches itself; the
+one that hangs is the one that says nothing. A process that was suspended and woken with its whole job is not hung: the
+time in which the thread could not run either does not count.
 
 Each stage of a start-up is given the same minutes as an update; the group of processes itself waits longer than any
 stage may take (`patience_minutes`), so that it is this thread that speaks.
@@ -20,6 +20,7 @@ from fast_electra import failure, run_state
 
 LONG = 4.0  # evaluation, saving and export may take so many times as long as an update
 _DAY = 24 * 60.0
+_LAST_WORDS_SECONDS = 30.0
 
 
 def patience_minutes(hang_minutes: float) -> float:
@@ -62,6 +63,9 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
+        late = threading.Timer(_LAST_WORDS_SECONDS, os._exit, [failure.HUNG])
+        late.daemon = True
+        late.start()  # what hangs may be the disk or the stream that is written to here
         frame = sys._current_frames().get(self._main or 0)
         at = f" (in {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})" if frame else ""
         text = (

@@ -18,12 +18,13 @@ import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 0.2
+_GIVEN = "CROSS_RANK"  # only DeepSpeed's launcher sets it, for those that it starts; RANK may stand around all of them
 
 
 def trains(process: psutil.Process) -> bool:
     """Whether it is a process that trains, rather than one above or below it, and has its handlers."""
     parent = process.parent()
-    if "RANK" not in process.environ() or parent is None or "RANK" in parent.environ():
+    if _GIVEN not in process.environ() or parent is None or _GIVEN in parent.environ():
         return False
     (caught,) = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigCgt" in line]
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

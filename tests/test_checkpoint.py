@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +85,23 @@ def test_the_last_few_stay_and_those_at_multiples_for_good(tmp_path):
     checkpoint.clear(tmp_path, checkpoint.Keep(last=1))
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000010"]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_generators_state_is_converted_beside_its_checkpoint_too(tmp_path, monkeypatch):
+    """What a kill leaves of it is then removed, and the checkpoint holds nothing that its manifest does not list."""
+    step, seen = make(tmp_path, 4), []
+
+    def cut_short(path, universal, num_groups):
+        seen.append(universal)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "_convert", cut_short)
+    monkeypatch.setattr(checkpoint.parallel, "on_rank_zero", lambda work: work())
+    engine = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{}]))
+    for path in (step, step / "generator"):
+        with pytest.raises(OSError, match="full"):
+            checkpoint._load_universal(engine, path)
+    assert seen == [tmp_path / "step-00000004.universal.partial"] * 2
 
 
 def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):

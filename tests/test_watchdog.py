@@ -56,6 +56,16 @@ def test_no_progress_ends_the_process_with_place_and_remedy(start, tmp_path):
     assert "no progress for" in state["why"]
 
 
+def test_a_disk_that_hangs_does_not_keep_it_from_ending(start):
+    code = (
+        "from fast_electra import watchdog as module; module._LAST_WORDS_SECONDS = 1; "
+        "run_state.end = lambda *a: time.sleep(1000); time.sleep(100)"
+    )
+    process = start(code)
+    process.communicate(timeout=60)
+    assert process.returncode == 4
+
+
 def test_progress_and_longer_allowances_are_let_through(start):
     code = (
         "for _ in range(6): time.sleep(0.5); watchdog.begin('training')\nwatchdog.begin('saving', 30.0); time.sleep(3)"
