@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 AUXILIARY_SEED = 200
-# A masked LM that no discriminator is trained on, so that its samples favour none of the arms.
+# A masked LM that no discriminator is trained on. At 4x128 it is the auxiliary model's twin, another seed aside.
 JUDGE = ("judge", 100)
 
 
@@ -92,7 +92,7 @@ _ELECTRA: dict[str, object] = {
     "optimizer.peak_learning_rate": 5e-4,
     "optimizer.beta2": 0.999,
 }
-_JUDGE_SHAPE: dict[str, object] = {
+JUDGE_SHAPE: dict[str, object] = {
     "encoder.num_layers": 2,
     "encoder.hidden_size": 128,
     "encoder.num_heads": 4,
@@ -104,7 +104,7 @@ _STABILITY = ("frozen", "joint_shallow", "two_stage")
 AUXILIARIES = (
     Arm("auxiliary", "auxiliary", "mlm", depth="auxiliary", rows=2),
     # One shape whatever the scale.
-    Arm("judge", "auxiliary", "mlm", rows=2, settings=_JUDGE_SHAPE),
+    Arm("judge", "auxiliary", "mlm", rows=2, settings=JUDGE_SHAPE),
     Arm("auxiliary_half", "auxiliary", "mlm", depth="auxiliary", share=0.5, rows=2),
     Arm("auxiliary_quarter", "auxiliary", "mlm", depth="auxiliary", share=0.25, rows=2),
     Arm("auxiliary_deep", "auxiliary", "mlm", rows=2),

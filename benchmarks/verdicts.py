@@ -1,14 +1,12 @@
 """What the paper claims of quality, and what we add, and whether our rows bear it out, by one rule for all.
 
-d is the difference of two arms' means, s the larger of their ranges over seeds. With fewer than two seeds of either
-arm nothing is said, and neither where both arms' means are within MARGIN of chance: two models that have learned
-nothing are not on a par. Otherwise, for "at least as good": holds where d > s, or where neither |d| nor s is more than
-MARGIN; does not hold where d < -s; too noisy to tell elsewhere. For "better": holds where d > s; does not hold where
-d < -s, or where neither |d| nor s is more than MARGIN; too noisy to tell elsewhere.
+d is the difference of two arms' means, s the larger of their ranges over seeds, and at least MARGIN. With fewer than
+two seeds of either arm nothing is said, and neither where both arms' means are within MARGIN of chance: two models that
+have learned nothing are not on a par. A claim holds where d > s and does not hold where d < -s. Elsewhere "at least as
+good" holds, and "better" does not, where neither |d| nor a range is more than MARGIN; the rest is too noisy to tell.
 
-Ablations have one seed an arm. The figure is insensitive to what they vary where their range is no more than that of
-the arm they vary over its seeds, or MARGIN; it is sensitive where their range is more than three times the larger of
-these.
+Ablations have few seeds an arm. The figure is insensitive to what they vary where the range of their means is no more
+than the largest range of one of them over its seeds, or MARGIN; it is sensitive where it is more than three times that.
 """
 
 from collections.abc import Sequence
@@ -27,11 +25,12 @@ HOLDS, FAILS, NOISY, FEW = "holds", "does not hold", "too noisy to tell", "too f
 NOTHING = "both at chance: nothing to compare"
 METRICS = {"judge_auc": "ROC-AUC", "blimp": "BLiMP"}
 RULE = (
-    "d: difference of the two arms' means over seeds, s: the larger of their ranges (max - min). *At least as good* "
-    f"holds where d > s, or where neither |d| nor s is more than {MARGIN}; it does not hold where d < -s. *Better* "
-    f"holds where d > s; it does not hold where d < -s, or where neither |d| nor s is more than {MARGIN}. Otherwise it "
-    f"is too noisy to tell. With fewer than two seeds of either arm, or both means within {MARGIN} of chance, nothing "
-    "is said."
+    f"d: difference of the two arms' means over seeds, s: the larger of their ranges (max - min), at least {MARGIN}. A "
+    "claim holds where d > s and does not hold where d < -s. Elsewhere *at least as good* holds, and *better* does "
+    f"not, where neither |d| nor a range is more than {MARGIN}; the rest is too noisy to tell. With fewer than two "
+    f"seeds of either arm, or both means within {MARGIN} of chance, nothing is said. Of two arms that do not differ, "
+    "the first is taken for better in 2.5 % of cases with three seeds each, 5.3 % with three and two, 10.7 % with two "
+    "each (normal noise, simulated)."
 )
 
 
@@ -99,10 +98,10 @@ def verdict(method: Spread, rival: Spread, better: bool) -> str:
         return FEW
     if max(method.mean, rival.mean) <= CHANCE + MARGIN:
         return NOTHING
-    difference, noise = method.mean - rival.mean, max(method.range, rival.range)
+    difference, noise = method.mean - rival.mean, max(method.range, rival.range, MARGIN)
     if abs(difference) > noise:
         return HOLDS if difference > 0 else FAILS
-    if max(abs(difference), noise) <= MARGIN:
+    if noise == MARGIN:
         return FAILS if better else HOLDS
     return NOISY
 

@@ -129,6 +129,8 @@ def test_the_judge_gives_all_to_who_knows_what_was_replaced(tiny_corpus, shape):
         ((0.70, 0.71), (0.60, 0.62), HOLDS, HOLDS),
         ((0.60, 0.62), (0.70, 0.71), FAILS, FAILS),
         ((0.700, 0.704), (0.701, 0.703), HOLDS, FAILS),
+        ((0.706, 0.7065), (0.700, 0.7005), HOLDS, FAILS),
+        ((0.700, 0.7005), (0.706, 0.7065), HOLDS, FAILS),
         ((0.60, 0.70), (0.62, 0.68), NOISY, NOISY),
         ((0.70,), (0.60, 0.62), FEW, FEW),
         ((0.499, 0.503), (0.501, 0.502), NOTHING, NOTHING),
@@ -174,7 +176,7 @@ def made(name, seed, auc, **changes):
 def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     found = [made("frozen", 0, 0.70, glue={"RTE": 52.3}), made("frozen", 1, 0.71)]
     found += [made("joint_shallow", seed, 0.65 + seed / 100) for seed in (0, 1)]
-    found += [made("linear", 0, 0.70), made("polynomial", 0, 0.70)]
+    found += [made("linear", 0, 0.70), made("polynomial", 0, 0.70), made("constant_1", 0, 0.5)]
     found += [made(arms.REFERENCE, seed, 0.70 + seed / 100) for seed in (0, 1)]
     found += [made("mlm", 0, 0.5, judge_auc=None, judge_loss=5.5, floor=None, judge_accuracy=0.15)]
     found += [made("auxiliary", 200, 0.5, judge_loss=5.5, floor=None, judge_accuracy=0.12, tokens=4_100_000)]
@@ -190,7 +192,9 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "| two_stage | 1 | 0.600 | 1.000 | - | 0.560 | 0 of 1 |" in page
     assert "| frozen | not run | not run | not run | 0.500 (collapsed) |" in page
     assert "| joint_shallow | not run | not run | not run | diverged |" in page
-    assert "Little sensitivity to these, by ROC-AUC: holds (exponential_2_0.1's range over 2 seeds: 0.010)" in page
+    assert "left out, by ROC-AUC: holds (largest range over seeds: 0.010)" in page
+    assert "| constant_1 | 20.0 % | 0.500 |" in page
+    assert "The judge is of the auxiliary model's shape" not in page
     assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, random" in page
     assert "| linear | 20.0 % | 0.700 |" in page
     assert f"| {arms.REFERENCE} | 20.0 % | 0.705 (0.700 to 0.710) |" in page
