@@ -91,10 +91,11 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
     if config.needs_auxiliary and not config.auxiliary:
         initial_weights.foresee(config, batches.corpora[0].tokenizer)
         watchdog.stop()
-        made = pretrain(config.for_auxiliary(), settings)
+        first = config.for_auxiliary()
+        made = pretrain(first, settings)
         if "export" not in made:
             return made
-        here = Path(config.for_auxiliary().output) / "export"  # not where its summary says: the folder may have moved
+        here = Path(first.output) / "export"  # not where its summary says: the folder may have moved
         config, began = dataclasses.replace(config, auxiliary=str(here)), time.time()
     watchdog.begin("building the model")
     setup_run.stop_if_preempted()
