@@ -13,6 +13,8 @@ from difflib import get_close_matches
 AUXILIARY_SEED = 200
 # A masked LM that no discriminator is trained on. At 4x128 it is the auxiliary model's twin, another seed aside.
 JUDGE = ("judge", 100)
+# Another, of twice the auxiliary model's depth, that asks the main arms again; of all arms frozen_deep alone knows it.
+SECOND_JUDGE = ("auxiliary_deep", AUXILIARY_SEED)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,11 @@ def open_judge(run: Config, masked_lm: str) -> Judge:
     return Judge(batches, auxiliary.MaskedLM(model), tokenizer, auxiliary.weights_fingerprint(model))
 
 
-def scores(run: Path, masked_lm: str, pairs: Sequence[blimp.Pair]) -> dict[str, Any]:
-    """The judge's figures and BLiMP's of a finished run's export, in float32."""
+def scores(run: Path, masked_lm: str, pairs: Sequence[blimp.Pair], second: str = "") -> dict[str, Any]:
+    """The judge's figures and BLiMP's of a finished run's export, in float32.
+
+    `second` names another masked LM, by whose samples a discriminator is judged once more.
+    """
     config = config_file.load(run / "config.json")
     model = trained.open_model(str(run / "export"), torch.float32)
     if model.kind == "discriminator" and not masked_lm:
@@ -91,6 +94,9 @@ def scores(run: Path, masked_lm: str, pairs: Sequence[blimp.Pair]) -> dict[str, 
     judge = open_judge(config, masked_lm)
     judged = judge.masked_lm if model.kind == "masked_lm" else judge.discriminator
     found = {"kind": model.kind, "judge": masked_lm, "judge_weights": judge.weights, "judged": judged(model.module)}
+    if second:
+        again = open_judge(config, second)
+        found["second"] = {"judge_weights": again.weights, **again.discriminator(model.module)}
     return found | {"blimp": trained.blimp_accuracy(model, pairs) if pairs else None}
 
 
@@ -101,12 +107,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--auxiliary", default="", help="the fixed masked LM that samples for a discriminator: a folder"
     )
+    parser.add_argument("--second", default="", help="another masked LM to judge a discriminator by: a folder")
     parser.add_argument("--blimp", default="", help="folder of BLiMP's files; empty for none")
     parser.add_argument("--pairs", type=int, default=0, help="the first so many pairs of each paradigm (default: all)")
     given = parser.parse_args(arguments)
     try:
         pairs = blimp.load(given.blimp, given.pairs) if given.blimp else []
-        found = scores(given.run, given.auxiliary, pairs)
+        found = scores(given.run, given.auxiliary, pairs, given.second)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,8 @@ Killed and started again it goes on: arms that have a row are skipped, and a run
 checkpoint. On the corpus of the committed rows it samples from, and is judged by, the masked LMs they were made with
 (benchmarks/masked_lms.py). With --jobs N, N arms run beside each other, each on its share of the cores. Rows are
 written as they come.
-An arm whose numbers go wrong is a row too (`diverged`).
+An arm whose numbers go wrong is a row too (`diverged`). Main arms whose runs are still here are judged once more when
+the second judge has been trained (arms.SECOND_JUDGE).
 """
 
 import argparse
@@ -33,7 +34,7 @@ FORMULA = (
     "flops: FLOPs a token of training (backward = 2 x forward) x tokens of the run; flops_auxiliary: of the training "
     "of the auxiliary model it samples from and, for replay, of its pass over the corpus; blimp: mean over paradigms "
     "of the share of pairs whose good sentence scores higher; judge_auc, judge_loss, floor, judge_accuracy: on "
-    "held-out rows with one judge's masks and samples at T = 1 for all arms"
+    "held-out rows with one judge's masks and samples at T = 1 for all arms; second_judge_*: with another's"
 )
 GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
@@ -63,6 +64,11 @@ class Study:
     def fine_tunes(self, arm: Arm) -> bool:
         """Whether the arm is to be fine-tuned."""
         return bool(self.glue) and arm.group in ("main", "control")
+
+    def judges_twice(self, arm: Arm) -> bool:
+        """Whether the arm is for the second judge too, and that has been trained."""
+        asked = arm.group in ("main", "control") and arm.objective != "mlm"
+        return asked and (self.run(*arms.SECOND_JUDGE) / "summary.json").exists()
 
     def masked_lm(self, name: str) -> Path:
         """The run folder of a masked LM that arms sample from or begin with."""
@@ -97,6 +103,8 @@ def commands(study: Study, arm: Arm, seed: int) -> list[list[str]]:
     made.append([*launch, *chosen, *tracked])
     pairs = [f"--blimp={study.blimp}", f"--pairs={study.scale.blimp_pairs}"] if arm.group != "auxiliary" else []
     sampled = [f"--auxiliary={judge / 'export'}"] if arm.objective != "mlm" else []
+    if study.judges_twice(arm):
+        sampled.append(f"--second={study.run(*arms.SECOND_JUDGE) / 'export'}")
     made.append([sys.executable, "-m", "benchmarks.judge", str(run), *sampled, *pairs])
     if study.fine_tunes(arm):
         tuned = [f"--model={run / 'export'}", f"--tasks={','.join(GLUE_TASKS)}", f"--data={study.glue}"]
@@ -116,7 +124,7 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
     run = study.run(arm.name, seed)
     log = run.with_name(run.name + ".log")
     for command in commands(study, arm, seed):
-        if command[1] == "-m" and (run / "scores.json").exists():
+        if command[1] == "-m" and _scored(study, arm, run):
             continue
         pinned = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
         with log.open("a") as out:
@@ -130,6 +138,12 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
                 return diverged(study, arm, seed, lines[-1])
             raise RuntimeError(f"{arm.name}, seed {seed}: {lines[-1] if lines else 'failed'} (see {log})")
     return row(study, arm, seed)
+
+
+def _scored(study: Study, arm: Arm, run: Path) -> bool:
+    """Whether the run has the scores of all judges that there are."""
+    path = run / "scores.json"
+    return path.exists() and (not study.judges_twice(arm) or "second" in json.loads(path.read_text()))
 
 
 def _identity(study: Study, arm: Arm, seed: int) -> Row:
@@ -148,7 +162,7 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
     """The row of an arm whose run and scores are done."""
     run = study.run(arm.name, seed)
     summary, scores = (json.loads((run / name).read_text()) for name in ("summary.json", "scores.json"))
-    judged, found = scores["judged"], scores["blimp"] or {}
+    judged, found, second = scores["judged"], scores["blimp"] or {}, scores.get("second") or {}
     flops, auxiliary_flops = summary["flops_per_token"] * summary["tokens"], _auxiliary_flops(study, arm, seed)
     own = {"judge_auc": "roc_auc", "judge_loss": "loss", "floor": "floor", "judge_accuracy": "accuracy"}
     return {
@@ -164,6 +178,9 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "flops_auxiliary": auxiliary_flops,
         "flops_with_auxiliary": flops + auxiliary_flops,
         **{name: judged.get(source) for name, source in own.items()},
+        "second_judge_auc": second.get("roc_auc"),
+        "second_judge_loss": second.get("loss"),
+        "second_judge_weights": second.get("judge_weights"),
         "blimp": found.get("accuracy"),
         **{f"blimp_{name}": found.get(name) for name in ("pairs", "variants", "fields", "seconds_per_1000_pairs")},
         "glue": _glue(run),
@@ -219,11 +236,17 @@ def outstanding(study: Study, only: Sequence[str] = ()) -> list[tuple[Arm, int]]
     todo: list[tuple[Arm, int]] = []
     for arm, seed in arms.plan(only):
         row = have.get((arm.name, seed, " ".join(settings(study, arm, seed))))
-        if row is None or (study.fine_tunes(arm) and "diverged" not in row and row.get("glue") is None):
+        if row is None or ("diverged" not in row and _lacks(study, arm, seed, row)):
             todo.append((arm, seed))
     needed = {name for arm, _ in todo for name in requirements(arm)} - {(arm.name, seed) for arm, seed in todo}
     absent = [(name, seed) for name, seed in sorted(needed) if not _ended(study, name, seed)]
     return [(arms.ARMS[name], seed) for name, seed in absent] + todo
+
+
+def _lacks(study: Study, arm: Arm, seed: int, row: Row) -> bool:
+    """Whether the row of an arm is without what is asked for: fine-tuning, or the second judge if the run is here."""
+    unheard = row.get("second_judge_auc") is None and (study.run(arm.name, seed) / "export").exists()
+    return (study.fine_tunes(arm) and row.get("glue") is None) or (study.judges_twice(arm) and unheard)
 
 
 def requirements(arm: Arm) -> list[tuple[str, int]]:

@@ -39,7 +39,8 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
     if twin.items() <= arms.JUDGE_SHAPE.items():
         lines += [
             "The judge is of the auxiliary model's shape, trained as long with another seed: arms that sample from "
-            "that model are judged by its like, which joint training has not met.",
+            "that model are judged by its like, which joint training has not met. The second judge is "
+            f"`{arms.SECOND_JUDGE[0]}`, of twice the depth: it asked those main arms whose models were still at hand.",
             "",
         ]
     shared = any(row["machine_shared"] for row in finished)
@@ -87,26 +88,28 @@ def _mixed(finished: Sequence[Row]) -> list[str]:
 def _main(found: Sequence[Row]) -> list[str]:
     """A line for each main arm and for the control."""
     present = [arm for arm in (*arms.MAIN, *arms.CONTROL) if rows.select(found, "quality", arm=arm.name)]
-    head = ("arm", "seeds", "ROC-AUC, judged", "loss / floor", "masked tokens predicted", "BLiMP", "collapsed")
+    names = ("judge_auc", "second_judge_auc", "judge_accuracy", "blimp")
+    head = ("arm", "seeds", "ROC-AUC, judged", "second judge", "loss / floor", "masked tokens predicted", "BLiMP")
     content = []
     for arm in present:
         members = rows.select(found, "quality", arm=arm.name)
         losses = [row["judge_loss"] / row["floor"] for row in members if row.get("floor") is not None]
-        figures = [spread(found, arm.name, name) for name in ("judge_auc", "judge_accuracy", "blimp")]
+        judged, again, predicted, blimp = (spread(found, arm.name, name) for name in names)
         bad = sum(map(verdicts.collapsed, members))
         content.append(
             (
                 arm.name,
                 len(members),
-                figures[0],
+                judged,
+                again,
                 Spread(tuple(losses)),
-                figures[1],
-                figures[2],
+                predicted,
+                blimp,
                 f"{bad} of {len(members)}",
             )
         )
     missing = [arm.name for arm in (*arms.MAIN, *arms.CONTROL) if arm not in present]
-    lines = table(1, head, content)
+    lines = table(1, (*head, "collapsed"), content)
     rule = f"a loss above {percent(verdicts.COLLAPSED)} of the majority-class floor, ROC-AUC below {verdicts.UNRANKED}"
     lines += [f"Collapsed: diverged, or {rule}.", ""]
     return [*lines, *([f"Not run yet: {', '.join(missing)}.", ""] if missing else [])]
@@ -200,10 +203,10 @@ def _ablations(found: Sequence[Row]) -> list[str]:
         content = (
             (
                 arm,
-                "-" if row.get("auxiliary_accuracy") is None else percent(row["auxiliary_accuracy"]),
+                percent(known.mean) if (known := spread(found, arm, "auxiliary_accuracy")).values else "-",
                 *(spread(found, arm, metric) for metric in ("judge_auc", "blimp")),
             )
-            for arm, row in (beside | tried).items()
+            for arm in beside | tried
         )
         lines += [
             f"#### {title}",

@@ -23,12 +23,13 @@ CHANCE = 0.5  # of ROC-AUC and of BLiMP
 COLLAPSED, UNRANKED = 0.99, 0.55
 HOLDS, FAILS, NOISY, FEW = "holds", "does not hold", "too noisy to tell", "too few seeds to tell"
 NOTHING = "both at chance: nothing to compare"
-METRICS = {"judge_auc": "ROC-AUC", "blimp": "BLiMP"}
+METRICS = {"judge_auc": "ROC-AUC", "second_judge_auc": "ROC-AUC, second judge", "blimp": "BLiMP"}
 RULE = (
     f"d: difference of the two arms' means over seeds, s: the larger of their ranges (max - min), at least {MARGIN}. A "
     "claim holds where d > s and does not hold where d < -s. Elsewhere *at least as good* holds, and *better* does "
     f"not, where neither |d| nor a range is more than {MARGIN}; the rest is too noisy to tell. With fewer than two "
-    f"seeds of either arm, or both means within {MARGIN} of chance, nothing is said. Of two arms that do not differ, "
+    f"seeds of either arm, or both means within {MARGIN} of chance, nothing is said. A run that diverged counts as "
+    f"chance ({CHANCE}). Of two arms that do not differ, "
     "the first is taken for better in 2.5 % of cases with three seeds each, 5.3 % with three and two, 10.7 % with two "
     "each (normal noise, simulated)."
 )
@@ -87,9 +88,13 @@ class Spread:
 
 
 def spread(found: Sequence[Row], arm: str, metric: str) -> Spread:
-    """The metric of an arm's rows, in the order of seeds; rows without it are left out."""
+    """The metric of an arm's rows, in the order of seeds; rows without it are left out.
+
+    A run that diverged has learned nothing: chance, where the metric has one.
+    """
     members = sorted(rows.select(found, "quality", arm=arm), key=lambda row: row["seed"])
-    return Spread(tuple(row[metric] for row in members if row.get(metric) is not None))
+    each = (CHANCE if "diverged" in row and metric in METRICS else row.get(metric) for row in members)
+    return Spread(tuple(value for value in each if value is not None))
 
 
 def verdict(method: Spread, rival: Spread, better: bool) -> str:

@@ -104,10 +104,11 @@ class Auxiliary:
         return torch.cat([sample(logits, temperature, each[rows], self.special_ids) for rows, logits in parts])
 
     def accuracy(self, batches: Batches, num_rows: int, device: torch.device) -> tuple[float, float, int]:
-        """On held-out rows: share of masked tokens predicted, share of the most frequent one, and how many."""
-        hits, targets = 0, []
+        """On `num_rows` held-out rows, of all corpora: share of masked tokens predicted, of the most frequent one, and
+        how many they are."""
+        hits, targets, every = 0, [], batches.num_held_out // num_rows
         for start in range(0, num_rows, 64):
-            batch = batches.held_out(start, min(64, num_rows - start)).to(device)
+            batch = batches.held_out(start * every, min(64, num_rows - start), every).to(device)
             target = batch.input_ids.gather(1, batch.positions)
             targets.append(target.flatten())
             for rows, logits in self.logits(batch):

@@ -89,15 +89,15 @@ class Batches:
         """Samples `first` to `first + count - 1` of the endless training order."""
         return self.masked(self.row_keys(np.arange(first, first + count, dtype=np.int64)))
 
-    def held_out(self, first: int, count: int) -> MaskedBatch:
-        """Held-out rows `first` to `first + count - 1`, always with the same masks."""
+    def held_out(self, first: int, count: int, every: int = 1) -> MaskedBatch:
+        """`count` held-out rows, each `every`-th from `first` on, always with the same masks; corpus after corpus."""
         keys = np.concatenate(
             [
                 offset + np.arange(training, corpus.num_tokens // (self.data.sequence_length - 1))
                 for corpus, offset, training in zip(self.corpora, self.offsets, self.num_training, strict=True)
             ]
         )
-        return self.masked(keys[first : first + count])
+        return self.masked(keys[first : first + count * every : every])
 
     def row_keys(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The key, draw * num_rows + row, of each sample: each pass over a corpus has an order of its own.

@@ -1,10 +1,10 @@
 """BLiMP (Warstadt et al., TACL 2020): does a model prefer the grammatical sentence of a minimal pair? No fine-tuning.
 
 A discriminator scores a sentence by the sum over its tokens of log P(original), a masked LM by its
-pseudo-log-likelihood (Salazar et al., ACL 2020). `sum` leaves [CLS] and [SEP] out: they are never replaced in training,
-so that what is said of them is no judgement of the sentence. The other `VARIANTS` are computed from the same pass:
-`mean` a token, which takes away what a longer sentence loses by its length alone, and `sum_with_special`, which keeps
-the two. Pairs that score the same count half.
+pseudo-log-likelihood (Salazar et al., ACL 2020). `sum` leaves [CLS], [SEP] and [UNK] out: they are never replaced
+in training, so that what is said of them is no judgement of the sentence. The other `VARIANTS` are computed from the
+same pass: `mean` a token, which takes away what a longer sentence loses by its length alone, and `sum_with_special`,
+which keeps them. Pairs that score the same count half.
 
 Sentences of one length make a batch, without padding: as many shapes as there are lengths. Of each batch, every process
 takes the same number of rows, because under ZeRO-3 all have to call the engine equally often.

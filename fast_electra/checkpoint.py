@@ -9,9 +9,6 @@ A checkpoint of another number of processes or ZeRO stage is read through DeepSp
 weight and moment, which is made beside it and removed once read.
 """
 
-import argparse
-import contextlib
-import io
 import itertools
 import json
 import os
@@ -21,11 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import deepspeed
-import torch
 import xxhash
-from deepspeed.checkpoint import ds_to_universal
 
-from fast_electra import json_file, parallel
+from fast_electra import json_file, parallel, universal
 
 _PARTIAL, _DAMAGED, _GENERATOR = ".partial", ".damaged", "generator"
 _UNIVERSAL = ".universal" + _PARTIAL
@@ -231,74 +226,17 @@ def _load(engine: parallel.Engine, path: Path) -> None:
 def _load_universal(engine: parallel.Engine, path: Path) -> None:
     """Load a checkpoint of another layout: masters, moments and the count of updates; the engine's own numbers stay."""
     step = path.parent if path.name == _GENERATOR else path
-    universal = step.with_name(
-        step.name + _UNIVERSAL
-    )  # beside a checkpoint, never in it: nothing there may be unlisted
-    parallel.on_rank_zero(lambda: _convert(path, universal, len(engine.optimizer.param_groups)))
+    # Beside a checkpoint, never in it: nothing there may be unlisted.
+    converted = step.with_name(step.name + _UNIVERSAL)
+    parallel.on_rank_zero(lambda: universal.convert(path, converted, len(engine.optimizer.param_groups)))
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         optimizer.checkpoint_event_prologue()
-    optimizer.load_state_dict(None, checkpoint_folder=str(universal))
+    optimizer.load_state_dict(None, checkpoint_folder=str(converted))
     if engine.zero_optimization_stage() == 3:
         optimizer.checkpoint_event_epilogue()
     else:
         optimizer.update_lp_params()
-    _count_updates(optimizer.optimizer, _recorded_updates(universal / "zero"))
+    universal.count_updates(optimizer.optimizer, universal.recorded_updates(converted / "zero"))
     parallel.barrier()
-    parallel.on_rank_zero(lambda: shutil.rmtree(universal))
-
-
-def _convert(path: Path, universal: Path, num_groups: int) -> None:
-    """DeepSpeed's universal form of a checkpoint that was verified, in `universal`.
-
-    DeepSpeed's converter looks into subfolders and takes its paths for patterns, so it gets links to the engine's own
-    files in a folder of its own, by relative names. What it writes is brought into a form that both loaders
-    take (ZeRO-1's and 2's, ZeRO-3's), without the parameter groups' numbers: ZeRO-3's loader would give the first
-    group's weight decay to all, and the recipe has them anyway.
-    """
-    source = universal / "source"
-    shutil.rmtree(universal, ignore_errors=True)
-    source.mkdir(parents=True)
-    for file in path.glob("*.pt"):
-        (source / file.name).symlink_to(file.resolve())
-    arguments = argparse.Namespace(input_folder="source", output_folder="universal", keep_temp_folder=False)
-    arguments.num_extract_workers, arguments.num_merge_workers = 1, 1
-    arguments.strict, arguments.inject_missing_state = True, True
-    silent = io.StringIO()
-    with contextlib.chdir(universal), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-        ds_to_universal.main(arguments)
-    (universal / "universal" / "zero").rename(universal / "zero")
-    updates = _recorded_updates(universal / "zero")
-    for weight in filter(Path.is_dir, (universal / "zero").iterdir()):
-        for file in weight.glob("*.pt"):
-            values = torch.load(file, map_location="cpu", weights_only=False)
-            if isinstance(values, torch.Tensor) and values.ndim:  # of ZeRO-3; ZeRO-1 and 2 wrap it, and all read that
-                torch.save({ds_to_universal.PARAM: values}, file)
-        torch.save(updates, weight / "step.pt")
-    record = {
-        "ds_version": deepspeed.__version__,
-        "param_groups": [{} for _ in range(num_groups)],
-        "optimizer_state_dict": {"state": {0: {"step": updates}}, "param_groups": [{}]},
-    }
-    torch.save(record, universal / "zero" / "optimizer_state.pt")
-
-
-def _recorded_updates(zero: Path) -> float:
-    """How many updates the optimizer has made, as a universal checkpoint of ZeRO-1 and 2, or of ZeRO-3, says."""
-    step = next(zero.glob("*/step.pt"), None)
-    if step is not None:
-        return float(torch.load(step, weights_only=True))
-    record = torch.load(zero / "optimizer_state.pt", map_location="cpu", weights_only=False)
-    return float(record["optimizer_state_dict"]["state"][0]["step"])
-
-
-def _count_updates(optimizer: torch.optim.Optimizer, updates: float) -> None:
-    """Give each parameter a count of its own: DeepSpeed's ZeRO-3 loader has all share one, which then counts for all.
-
-    torch's fused optimizers keep it as a tensor beside the moments, DeepSpeed's CPU one as an integer.
-    """
-    fused = isinstance(optimizer, torch.optim.AdamW)
-    for state in optimizer.state.values():
-        if "exp_avg" in state:
-            count = torch.tensor(updates, dtype=torch.float32, device=state["exp_avg"].device)
-            state["step"] = count if fused else int(updates)
+    parallel.on_rank_zero(lambda: shutil.rmtree(converted))

@@ -19,6 +19,7 @@ OBJECTIVES = (
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENGINES = ("auto", "plain", "compiled", "injected")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
+_AUXILIARY_SEED = 1000  # on top of a run's
 
 
 @dataclass(frozen=True)
@@ -252,13 +253,17 @@ class Config:
         return pairs
 
     def for_auxiliary(self) -> "Config":
-        """The masked-LM run that makes this run's auxiliary model, in the folder `auxiliary` of its output."""
+        """The masked-LM run that makes this run's auxiliary model, in the folder `auxiliary` of its output.
+
+        Its seed is another, so that it has not met the masks that it is asked about.
+        """
         return dataclasses.replace(
             self,
             recipe=f"{self.recipe}.auxiliary",
             objective="mlm",
             output=str(Path(self.output) / "auxiliary"),
             initial_weights="",
+            seed=self.seed + _AUXILIARY_SEED,
             encoder=self.auxiliary_model.encoder,
             optimizer=dataclasses.replace(self.optimizer, peak_learning_rate=self.auxiliary_model.peak_learning_rate),
             run=dataclasses.replace(self.run, steps=self.auxiliary_model.steps),

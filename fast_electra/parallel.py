@@ -1,4 +1,6 @@
-"""The edge: what knows of several processes and of DeepSpeed (with sharded_weights, stop_vote, injection, checkpoint).
+"""The edge: what knows of several processes and of DeepSpeed.
+
+With it do sharded_weights, stop_vote, injection, universal and checkpoint.
 
 Models and objectives know of one process; here they meet the group, the ZeRO partitioning and the engines. A model
 built inside `building` under ZeRO-3 is split as it is made and never whole on one process; the frozen auxiliary model
@@ -19,8 +21,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import groups, set_z3_leaf_modules
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -59,9 +61,13 @@ def start(patience_minutes: float = 30.0) -> None:
 
 
 def _join(patience: timedelta) -> None:
-    """Join the group; the memory that DeepSpeed shares within a machine is left to end with its processes."""
+    """Join the group; the memory that DeepSpeed shares within a machine is left to end with its processes.
+
+    DeepSpeed reduces gradients in a clone of it, which would keep the backend's own patience, ten minutes of NCCL's.
+    """
     try:
         deepspeed.init_distributed(timeout=patience, verbose=False)
+        groups._WORLD_GROUP = dist.new_group(range(world_size()), timeout=patience)
     except RuntimeError as error:  # a compiler that a signal to the whole process group has ended
         if preemption.requested():
             raise preemption.Preempted from error
@@ -211,10 +217,18 @@ def _draw_weights(model: PreTrainedModel) -> None:
 
 
 def _draw_gathered(draw: Callable[[nn.Module], None], module: nn.Module) -> None:
-    """`draw` a module's weights while they and those of its children are whole; the first process's are kept."""
+    """`draw` a module's weights while they and those of its children are whole; the first process's are kept.
+
+    They are drawn on the CPU, as a whole model's are: a GPU has a generator of its own.
+    """
     nearby = [weight for each in (module, *module.children()) for weight in each.parameters(recurse=False)]
     with deepspeed.zero.GatheredParameters(nearby, modifier_rank=0):
+        there = [weight.data for weight in nearby]
+        for weight in nearby:
+            weight.data = weight.data.cpu()
         draw(module)
+        for weight, place in zip(nearby, there, strict=True):
+            weight.data = place.copy_(weight.data)
 
 
 def training_engine(

@@ -63,7 +63,7 @@ def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> d
     config = setup_run.with_dtype(config)
     deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     setup_run.on_rank_zero(lambda: run_folder.claim(config))
-    watchdog.folder = config.output
+    watchdog.folder = str(Path(config.output).resolve())  # a conversion of a checkpoint works elsewhere
     done = run_folder.read_summary(config.output)
     if done is not None:
         return done | {"already_done": True}
@@ -123,7 +123,7 @@ def train(run: Run, progress: Progress) -> bool:
     config = run.config
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
     batches = prefetch(run.batches, spans(run), pin=parallel.device().type == "cuda")
-    vote, preempted = StopVote(), False
+    vote, preempted = StopVote(patience_minutes(config.run.hang_minutes)), False
     progress.watchdog.begin("starting to train", LONG)
     while run.position.step < end and not preempted:
         step = run.position.step

@@ -16,6 +16,7 @@ from torch import Tensor
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_BELOW_ONE = 1.0 - 2.0**-53  # the uppermost of 2**53 numbers would round to 1
 
 
 class Stream(IntEnum):
@@ -45,7 +46,12 @@ def bits(seed: int, stream: Stream, *keys: ArrayLike) -> NDArray[np.uint64]:
 
 def uniform(seed: int, stream: Stream, *keys: ArrayLike) -> NDArray[np.float64]:
     """Uniform numbers in the open interval (0, 1), 53 bits each, one for each combination of keys."""
-    return ((bits(seed, stream, *keys) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return _unit((bits(seed, stream, *keys) >> np.uint64(11)).astype(np.float64))
+
+
+def _unit(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The middle of each of 2**53 equal parts of (0, 1), by number."""
+    return np.minimum((upper + 0.5) * 2.0**-53, _BELOW_ONE)
 
 
 def state_on(device: torch.device | str, seed: int, stream: Stream, *keys: ArrayLike) -> Tensor:
@@ -64,7 +70,7 @@ def mixed(state: Tensor, key: Tensor) -> Tensor:
 
 def mixed_uniform(state: Tensor, key: Tensor) -> Tensor:
     """`uniform` with one key more than the state has, float64, bit for bit."""
-    return (mixed(state, key).double() + 0.5) * 2.0**-53
+    return ((mixed(state, key).double() + 0.5) * 2.0**-53).clamp(max=_BELOW_ONE)
 
 
 def permute(seed: int, epoch: ArrayLike, index: ArrayLike, size: int) -> NDArray[np.int64]:

@@ -1,5 +1,7 @@
 """A vote of all processes on stopping, which no step waits for."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
@@ -8,11 +10,11 @@ class StopVote:
     """Whether any process wants to stop: asked after one step and answered after the next, the same on all of them.
 
     The flags meet on the CPU in a group of their own while the step computes, so that no step waits for the vote and
-    the device is never asked.
+    the device is never asked. Its processes wait for each other for `patience_minutes` at most.
     """
 
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo")
+    def __init__(self, patience_minutes: float = 30.0) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=patience_minutes))
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
 

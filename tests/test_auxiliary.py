@@ -19,7 +19,9 @@ from transformers import (
 
 from fast_electra import auxiliary
 from fast_electra.auxiliary import Auxiliary, MaskedLM, mask_out
-from fast_electra.batches import MaskedBatch
+from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.config import DataConfig
+from fast_electra.corpus import Corpus
 
 SIZES = {
     "hidden_size": 32,
@@ -181,9 +183,11 @@ def test_the_gate_refuses_a_model_on_the_unigram_plateau():
 
 def test_accuracy_counts_hits_and_the_most_frequent_token(tiny_tokenizer, batch):
     class Held:
+        num_held_out = 6
+
         @staticmethod
-        def held_out(first, count):
-            return MaskedBatch(*(each[first : first + count] for each in batch))
+        def held_out(first, count, every):
+            return MaskedBatch(*(each[first : first + count * every : every] for each in batch))
 
     targets = batch.input_ids.gather(1, batch.positions)
     always = int(targets[0, 0])
@@ -195,6 +199,23 @@ def test_accuracy_counts_hits_and_the_most_frequent_token(tiny_tokenizer, batch)
     assert accuracy == pytest.approx(float((targets == always).float().mean()))
     assert most_frequent == pytest.approx(int(torch.bincount(targets.flatten()).max()) / 30)
     assert total == 30
+
+
+def test_accuracy_asks_for_rows_of_every_corpus(tiny_corpus, tiny_tokenizer):
+    data = DataConfig(sequence_length=16, held_out_rows=40)
+    corpus, seen = Corpus.open(tiny_corpus), []
+    batches = Batches([(corpus, 1.0), (corpus, 1.0)], data, seed=0)
+
+    def predict(input_ids, positions, _position_ids):
+        seen.append(input_ids)
+        return torch.zeros(*positions.shape, len(tiny_tokenizer))
+
+    Auxiliary(predict, tiny_tokenizer, 0).accuracy(batches, 10, torch.device("cpu"))
+    asked = torch.cat(seen)
+    assert asked.shape == (10, 16)
+    second = batches.held_out(20, 20)
+    held = mask_out(second, tiny_tokenizer.mask_token_id)
+    assert sum(any(torch.equal(row, each) for each in held) for row in asked) >= 5
 
 
 class Bomb:

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from fast_electra import checkpoint, json_file
+from fast_electra import checkpoint, failure, json_file, universal
 
 
 def make(folder, step, text="weights"):
@@ -91,17 +92,35 @@ def test_a_generators_state_is_converted_beside_its_checkpoint_too(tmp_path, mon
     """What a kill leaves of it is then removed, and the checkpoint holds nothing that its manifest does not list."""
     step, seen = make(tmp_path, 4), []
 
-    def cut_short(path, universal, num_groups):
-        seen.append(universal)
+    def cut_short(path, converted, num_groups):
+        seen.append(converted)
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "_convert", cut_short)
+    monkeypatch.setattr(universal, "convert", cut_short)
     monkeypatch.setattr(checkpoint.parallel, "on_rank_zero", lambda work: work())
     engine = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{}]))
     for path in (step, step / "generator"):
         with pytest.raises(OSError, match="full"):
             checkpoint._load_universal(engine, path)
     assert seen == [tmp_path / "step-00000004.universal.partial"] * 2
+
+
+def test_while_a_checkpoint_is_converted_its_process_can_be_heard(tmp_path, monkeypatch, capsys):
+    """The converter's bars and lines are kept off the screen, the watchdog's last words are not."""
+
+    def stuck(_arguments):
+        print("*** 1. Extracting ZeRO fragments")
+        for _ in universal.ds_to_universal.tqdm.tqdm([1, 2]):
+            failure.speak("no progress for 30 minutes")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(universal.ds_to_universal, "main", stuck)
+    before, bars = Path.cwd(), universal.ds_to_universal.tqdm
+    with pytest.raises(OSError, match="full"):
+        universal.convert(make(tmp_path, 4), tmp_path / "converted", 1)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("no progress"), shown.err.count("%|")) == ("", 2, 0)
+    assert (Path.cwd(), universal.ds_to_universal.tqdm) == (before, bars)
 
 
 def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):

@@ -65,3 +65,4 @@ def test_the_auxiliary_run_is_the_same_run_with_its_own_model_and_folder():
     assert first.encoder == main.auxiliary_model.encoder
     assert first.run.steps == main.auxiliary_model.steps
     assert first.data == main.data
+    assert first.seed != main.seed, "it must not have met the masks that it is asked about"

@@ -24,8 +24,10 @@ SHARE = """
 from types import SimpleNamespace
 
 import torch
+from deepspeed.utils import groups
 from fast_electra import command_line, deepspeed_config, discriminator, parallel, sharded_weights
 from fast_electra.encoder import transformers_config
+from fast_electra.stop_vote import StopVote
 
 class Words:
     pad_token_id, cls_token_id, sep_token_id = 0, 2, 3
@@ -34,7 +36,9 @@ class Words:
 
 torch.use_deterministic_algorithms(True)  # also fills new memory with NaN
 config, _ = command_line.parse(["--deepspeed", "none", "--run.dtype=bfloat16"], "")
-parallel.start()
+parallel.start(7.0)
+used = torch.distributed.group.WORLD, groups._get_data_parallel_group(), StopVote(7.0)._group
+print("patience:", {str(each._get_backend(torch.device("cpu")).options._timeout) for each in used}, flush=True)
 settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
 with parallel.building(settings):
     model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
@@ -50,7 +54,7 @@ parallel.stop(0)
 """
 
 
-def test_a_model_built_under_zero_3_is_never_whole_on_one_process(tmp_path):
+def test_a_model_built_under_zero_3_is_never_whole_on_one_process_and_each_waits_as_long_as_it_was_told(tmp_path):
     (tmp_path / "share.py").write_text(SHARE)
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29871", "share.py"]
     environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
@@ -62,6 +66,7 @@ def test_a_model_built_under_zero_3_is_never_whole_on_one_process(tmp_path):
     assert all(share < 0.55 for share in shares)
     assert done.stdout.count("finite: True") == 2, "the end of an odd weight's last share is nobody's"
     assert done.stdout.count("broken: True") == 2
+    assert done.stdout.count("patience: {'0:07:00'}") == 2, "of every group, DeepSpeed's clone of the first included"
 
 
 @pytest.fixture
@@ -111,6 +116,7 @@ def test_the_discriminator_sees_samples_and_never_a_mask(frozen_training):
     assert 0 < labels.sum() < batch.positions.numel(), "some samples equal the original and count as original"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("model_type", ENCODER_TYPES)
 @pytest.mark.parametrize("build", [discriminator.build, build_masked_lm])
 def test_new_weights_do_not_depend_on_the_zero_stage(build, model_type, tiny_tokenizer):
@@ -126,8 +132,8 @@ def test_new_weights_do_not_depend_on_the_zero_stage(build, model_type, tiny_tok
         with parallel.building(settings):
             model = build(transformers_config(encoder, tiny_tokenizer), "eager", torch.bfloat16)
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            found.append({name: tensor.clone() for name, tensor in model.state_dict(keep_vars=True).items()})
-        found[-1] |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+            found.append({name: tensor.clone().cpu() for name, tensor in model.state_dict(keep_vars=True).items()})
+        found[-1] |= {name: buffer.clone().cpu() for name, buffer in model.named_buffers()}
     whole, split = found
     assert whole.keys() == split.keys()
     assert [name for name in whole if whole[name].dtype != split[name].dtype] == []

@@ -149,6 +149,13 @@ def test_insensitive_is_what_moves_no_more_than_seeds_do():
     assert verdicts.insensitive(Spread((0.70,)), Spread((0.60, 0.72))) == FEW
 
 
+def test_a_run_that_diverged_counts_as_chance_and_not_as_a_seed_less():
+    broken = quality._identity(STUDY, arms.ARMS["joint"], 2) | {"diverged": "loss nan"}
+    found = [made("joint", 0, 0.7), made("joint", 1, 0.72), broken]
+    assert verdicts.spread(found, "joint", "judge_auc").values == (0.7, 0.72, 0.5)
+    assert verdicts.spread(found, "joint", "auxiliary_accuracy").values == (), "it has no chance to count as"
+
+
 # The page.
 
 
@@ -174,7 +181,7 @@ def made(name, seed, auc, **changes):
 
 
 def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
-    found = [made("frozen", 0, 0.70, glue={"RTE": 52.3}), made("frozen", 1, 0.71)]
+    found = [made("frozen", 0, 0.70, glue={"RTE": 52.3}, second_judge_auc=0.64), made("frozen", 1, 0.71)]
     found += [made("joint_shallow", seed, 0.65 + seed / 100) for seed in (0, 1)]
     found += [made("linear", 0, 0.70), made("polynomial", 0, 0.70), made("constant_1", 0, 0.5)]
     found += [made(arms.REFERENCE, seed, 0.70 + seed / 100) for seed in (0, 1)]
@@ -185,11 +192,11 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
         quality._identity(STUDY, arms.ARMS["joint_shallow_x8"], 0) | {"diverged": "loss nan", "formula": "f", "n": 1}
     ]
     page = "\n".join(quality_sections.quality_section(found, tmp_path))
-    assert "| frozen | 2 | 0.705 (0.700 to 0.710) |" in page
+    assert "| frozen | 2 | 0.705 (0.700 to 0.710) | 0.640 |" in page
     assert "| on a par with joint training (METRO's generator) | ROC-AUC |" in page
     assert "| holds |" in page
     assert f"| {FEW} |" in page
-    assert "| two_stage | 1 | 0.600 | 1.000 | - | 0.560 | 0 of 1 |" in page
+    assert "| two_stage | 1 | 0.600 | - | 1.000 | - | 0.560 | 0 of 1 |" in page
     assert "| frozen | not run | not run | not run | 0.500 (collapsed) |" in page
     assert "| joint_shallow | not run | not run | not run | diverged |" in page
     assert "left out, by ROC-AUC: holds (largest range over seeds: 0.010)" in page
@@ -198,7 +205,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, random" in page
     assert "| linear | 20.0 % | 0.700 |" in page
     assert f"| {arms.REFERENCE} | 20.0 % | 0.705 (0.700 to 0.710) |" in page
-    assert "| mlm | 1 | - | - | 0.150 | 0.550 | 0 of 1 |" in page
+    assert "| mlm | 1 | - | - | - | 0.150 | 0.550 | 0 of 1 |" in page
     assert "`auxiliary` predicts 12.0 % of held-out masked tokens after 4.10 million (2.00 TFLOPs)" in page
     assert "| frozen | 1 | 0.523 |" in page, "fine-tuned"
     assert "150.0 %" in page, "the auxiliary model's training counted"
@@ -242,6 +249,35 @@ def test_what_has_a_row_is_not_run_again_unless_more_is_asked_of_it(tmp_path):
     assert ("frozen", 0) in todo(replace(study, corpus="another/corpus")), "another recipe is another row"
     rows.keep(study.rows, [made("frozen", 0, 0.7, glue={"RTE": 50.0}) | origin])
     assert ("frozen", 0) not in todo(replace(study, glue="some/glue"))
+
+
+def test_the_second_judge_asks_the_main_arms_whose_runs_are_here_and_each_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = replace(STUDY, rows=tmp_path / "quality.jsonl")
+    rows.keep(study.rows, [made(name, 0, 0.7) | {"code": "a", "commit": "b"} for name in ("frozen", "mlm", "linear")])
+    frozen, run, second = arms.ARMS["frozen"], study.run("frozen", 0), study.run(*arms.SECOND_JUDGE)
+    for name in ("frozen", "mlm", "linear"):
+        (study.run(name, 0) / "export").mkdir(parents=True)
+
+    def asked():
+        return {arm.name for arm, seed in quality.outstanding(study) if seed == 0} & {"frozen", "mlm", "linear"}
+
+    (run / "scores.json").write_text(json.dumps({"judged": {}}))
+    assert asked() == set(), "it has not been trained"
+    assert quality._scored(study, frozen, run)
+    assert "--second" not in " ".join(quality.commands(study, frozen, 0)[-1])
+    second.mkdir()
+    (second / "summary.json").touch()
+    assert asked() == {"frozen"}
+    assert not quality._scored(study, frozen, run)
+    assert f"--second={second / 'export'}" in quality.commands(study, frozen, 0)[-1]
+    (run / "scores.json").write_text(json.dumps({"judged": {}, "second": {}}))
+    assert quality._scored(study, frozen, run)
+    rows.keep(study.rows, [made("frozen", 0, 0.7, second_judge_auc=0.6) | {"code": "a", "commit": "b"}])
+    assert asked() == set()
+    rows.keep(study.rows, [made("frozen", 0, 0.7) | {"code": "a", "commit": "b"}])
+    shutil.rmtree(run)
+    assert asked() == set(), "it would have to be trained again"
 
 
 def test_masked_lms_whose_runs_are_gone_are_made_again_where_others_need_them(tmp_path, monkeypatch):

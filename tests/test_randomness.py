@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
+from fast_electra import randomness
 from fast_electra.randomness import Stream, bits, mixed, mixed_uniform, permute, state_on, uniform
 
 
@@ -61,3 +62,14 @@ def test_the_hash_is_splitmix_in_plain_integers():
     for key in (34, 56):
         state = mix(((state ^ key) + gamma) % 2**64)
     assert int(bits(12, Stream.SAMPLE, 34, 56)[0]) == state
+
+
+def test_the_uppermost_number_stays_below_one(monkeypatch):
+    """A sampler that finds it among cumulative weights would fall off their end."""
+    uppermost = np.uint64(2**64 - 1)
+    monkeypatch.setattr(randomness, "bits", lambda *_: np.array([uppermost]))
+    monkeypatch.setattr(randomness, "mixed", lambda *_: torch.tensor([2**53 - 1]))
+    assert (2.0**53 - 1 + 0.5) * 2.0**-53 == 1.0, "what is guarded against"
+    highest = float(uniform(0, Stream.SAMPLE, 1)[0])
+    assert 1 - 1e-15 < highest < 1
+    assert float(mixed_uniform(torch.tensor(0), torch.tensor(0))[0]) == highest
