@@ -1,7 +1,9 @@
 """Whole runs, started with the `deepspeed` launcher as a user starts them, at a size that takes seconds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from conftest import TINY, launch, metrics
 from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
+
+from fast_electra import checkpoint, pretrain, recipes
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,12 +168,41 @@ def test_optimizer_state_on_nvme_trains_the_same_and_is_not_resumed(tiny_corpus,
         assert "cannot be resumed" in again.stderr and "ds_configs/zero3_offload.json" in again.stderr
 
 
-def test_without_an_auxiliary_model_one_is_trained_first(tiny_corpus, tmp_path):
-    steps = ("--run.steps=2", "--auxiliary_model.steps=2")
+def test_without_an_auxiliary_model_one_is_trained_first_and_found_when_the_folder_has_moved(tiny_corpus, tmp_path):
+    steps = ("--run.steps=2", "--auxiliary_model.steps=1")
     small = [f"--auxiliary_model.{part.removeprefix('--')}" for part in TINY if "encoder" in part]
-    done = launch(*TINY, *small, *steps, f"--corpus={tiny_corpus}", f"--output={tmp_path / 'run'}")
+    whole = (*TINY, *small, *steps, f"--corpus={tiny_corpus}")
+    launch(*whole, "--run.stop_at_step=1", f"--output={tmp_path / 'run'}")
     assert (tmp_path / "run" / "auxiliary" / "export" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "export").exists()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    done = launch(*whole, f"--output={moved}")
     assert "AutoTokenizer.from_pretrained" in done.stdout
+    assert json.loads((moved / "summary.json").read_text())["auxiliary"] == str(moved / "auxiliary" / "export")
+
+
+@pytest.mark.parametrize(
+    ("met", "told"),
+    [
+        ("Connection closed by peer [127.0.0.1]:4242", (RuntimeError, "^Connection closed by peer")),
+        (
+            "[enforce fail at inline_container.cc:672] . unexpected pos",
+            (OSError, "could not be written to .*GiB are free"),
+        ),
+    ],
+)
+def test_what_ends_a_save_is_told_as_what_it_was(met, told, tmp_path, monkeypatch):
+    """torch tells of a failed disk by the same kind of error as of another process that is gone."""
+
+    def fail(*_):
+        raise RuntimeError(met)
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    (tmp_path / "checkpoints").mkdir()
+    config = replace(recipes.get("demo"), output=str(tmp_path))
+    run = SimpleNamespace(config=config, engine=None, generator=None, position=checkpoint.START)
+    with pytest.raises(told[0], match=told[1]):
+        pretrain.save(run)
 
 
 def test_electras_own_shape_trains_and_exports_as_such(tiny_corpus, auxiliary, tmp_path):
