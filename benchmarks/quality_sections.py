@@ -178,7 +178,23 @@ def _rates(found: Sequence[Row]) -> list[str]:
         "is concluded from small differences.",
         "",
     ]
-    return [*lines, *table(1, ("objective", *(f"x{rate}" for rate in arms.RATES)), content)]
+    return [*lines, *table(1, ("objective", *(f"x{rate}" for rate in arms.RATES)), content), *_steadiness(tried)]
+
+
+def _steadiness(tried: Sequence[Row]) -> list[str]:
+    """The paper's claim of steadier training, as far as one seed tells."""
+    ours, theirs = (verdicts.highest_rate(tried, objective) for objective in ("frozen", "joint_shallow"))
+    if ours is None or theirs is None:
+        return []
+    if ours == theirs:
+        said = "no difference seen" + (", at all rates tried" if ours == arms.RATES[-1] else "")
+    else:
+        said = verdicts.HOLDS if ours > theirs else verdicts.FAILS
+    return [
+        f"Steadier training than joint, by the highest of these rates up to which no run collapsed (`frozen` x{ours}, "
+        f"`joint_shallow` x{theirs}, one seed): {said}.",
+        "",
+    ]
 
 
 def _rate_cell(row: Row) -> str:

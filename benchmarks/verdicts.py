@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks import rows
+from benchmarks import arms, rows
 from benchmarks.rows import Row
 
 MARGIN = 0.01
@@ -138,3 +138,17 @@ def collapsed(row: Row) -> bool:
     if "diverged" in row or floor is None:
         return "diverged" in row
     return bool(row["judge_loss"] > COLLAPSED * floor and row["judge_auc"] < UNRANKED)
+
+
+def highest_rate(found: Sequence[Row], objective: str) -> int | None:
+    """The highest multiple of the peak learning rate up to which none of an objective's runs collapsed.
+
+    0 where the lowest tried did, None where none was tried.
+    """
+    highest = None
+    for rate in arms.RATES:
+        members = rows.select(found, "quality", arm=f"{objective}_x{rate}")
+        if members and any(map(collapsed, members)):
+            return highest or 0
+        highest = rate if members else highest
+    return highest

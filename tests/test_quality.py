@@ -215,6 +215,25 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "`make study` runs them" in "\n".join(quality_sections.quality_section([], tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ((0.6, 0.6, 0.6, 0.5), (0.6, 0.6, 0.5, 0.5), "`frozen` x4, `joint_shallow` x2, one seed): holds."),
+        ((0.6, 0.5, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), "`frozen` x1, `joint_shallow` x8, one seed): does not hold."),
+        ((0.6, 0.6, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), "one seed): no difference seen, at all rates tried."),
+        ((0.5, 0.6, 0.6, 0.6), (0.5, 0.6, 0.6, 0.6), "`frozen` x0, `joint_shallow` x0, one seed): no difference seen."),
+    ],
+)
+def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, theirs, said):
+    found = [
+        made(f"{objective}_x{rate}", 0, auc, judge_loss=0.41 if auc == 0.5 else 0.3)
+        for objective, aucs in (("frozen", ours), ("joint_shallow", theirs))
+        for rate, auc in zip(arms.RATES, aucs, strict=True)
+    ]
+    assert said in "\n".join(quality_sections._rates(found))
+    assert "Steadier" not in "\n".join(quality_sections._rates(found[:4]))
+
+
 def test_rows_that_do_not_share_their_masked_lms_are_told_of(tmp_path):
     def sampled(name, seed, auxiliary, weights):
         return made(name, seed, 0.7, auxiliary=auxiliary, auxiliary_weights=weights, judge_weights="j")
