@@ -13,7 +13,7 @@ import gc
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -35,7 +35,7 @@ FORMULA = (
     "MFU = FLOPs a token x tokens/s / peak, FLOPs without recomputation, backward = 2 x forward; peak memory: bytes "
     "the allocator handed out for this objective's model, optimizer and step, on the first process"
 )
-WARM_UP = 2
+WARM_UP, LEAST_TURNS = 2, 3
 COMPILED = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 
@@ -46,12 +46,17 @@ def measure(
     steps: int,
     corpus: str = "",
     compiled: Sequence[bool] = (False,),
-) -> list[Row]:
+) -> Iterator[list[Row]]:
     """A row for each case, timed in turn over `turns` turns of `steps` updates each. All processes take part.
 
     `compiled` has each case as it is (False), through torch.compile (True), or both; the plain rival is never compiled.
+    Rows come after every turn from the third on, memory not yet simulated, so that what is cut short has not been for
+    nothing; the last ones are whole.
     """
     parallel.start()
+    # Contestants share code that is compiled: past dynamo's limit of graphs one would run as it is and not say so.
+    torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 64, True
+    contest = {"contest": secrets.token_hex(4)}  # rows of one contest were timed in turn, and only they were
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(parallel.from_rank_zero(scratch))
@@ -64,12 +69,15 @@ def measure(
                 speed = each.tokens_per_step / each.seconds[-1]
                 name = each.case.name + (" compiled" if each.run.config.run.compile else "")
                 _tell(f"turn {turn + 1}/{turns}  {name:<53} {speed:>10,.0f} tokens/s")
+            if LEAST_TURNS <= turn + 1 < turns:
+                yield [_row(each, settings, median(peaks)) | contest for each in contestants]
         parallel.barrier()
-    contest = {"contest": secrets.token_hex(4)}  # rows of one contest were timed in turn, and only they were
-    made = [_row(each, settings, median(peaks)) | contest for each in contestants]
+    yield [
+        _row(each, settings, median(peaks)) | {"simulated_memory_gib": _simulated_gib(each, settings)} | contest
+        for each in contestants
+    ]
     for each in contestants:
         each.close()
-    return made
 
 
 def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str, compiled: bool) -> Contestant:
@@ -128,7 +136,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
         "mfu_measured": flops.mfu(flops_per_token, speed, measured_peak),
         # On the first process; offloaded parts of DeepSpeed's settings are not simulated.
         "peak_memory_gib": each.peak_bytes / 2**30,
-        "simulated_memory_gib": _simulated_gib(each, settings),
+        "simulated_memory_gib": None,
         "n": len(speeds),
         "formula": FORMULA,
     }
@@ -170,9 +178,10 @@ def main(arguments: Sequence[str]) -> int:
         origin = rows.provenance("throughput")  # of the code as it was loaded, whatever is edited meanwhile
         contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
         for contest in contests:
-            measured = measure(contest, settings, given.turns, given.steps, given.corpus, COMPILED[given.compile])
-            if parallel.rank() == 0:
-                rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])
+            compiled = COMPILED[given.compile]
+            for measured in measure(contest, settings, given.turns, given.steps, given.corpus, compiled):
+                if parallel.rank() == 0:
+                    rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,8 @@ from typing import Any
 from fast_electra import json_file
 from fast_electra.config import Config
 
+_ELSEWHERE = ("csv_monitor", "tensorboard", "data_types", "timers")
+
 
 def read(path: str) -> dict[str, Any]:
     """The JSON file as a dictionary. Raises ValueError when there is none or it is not JSON."""
@@ -31,7 +33,7 @@ def _shape_errors(values: dict[str, Any]) -> list[str]:
     """What is wrong with the form of the sections that are read here."""
     errors = [
         f"{name}: expected an object of settings, got {values[name]!r:.200}"
-        for name in ("zero_optimization", "optimizer", "bf16", "fp16", "csv_monitor", "tensorboard", "data_types")
+        for name in (*("zero_optimization", "optimizer", "bf16", "fp16"), *_ELSEWHERE)
         if not isinstance(values.get(name, {}), dict)
     ]
     if errors:
@@ -40,6 +42,7 @@ def _shape_errors(values: dict[str, Any]) -> list[str]:
         ("optimizer", "params"),
         ("zero_optimization", "offload_optimizer"),
         ("zero_optimization", "offload_param"),
+        ("timers", "throughput"),
     ]
     errors += [
         f"{section}.{name}: expected an object of settings, got {values[section][name]!r:.200}"
@@ -90,7 +93,9 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         "data_types.grad_accum_dtype": "fp32",
     }
     filled = json.loads(json.dumps(values))
-    for key, value in (_places(values, config) | _optimizer_kernel(values, on_cpu)).items():
+    # DeepSpeed's timer, which nothing here reads, would wait for the device around each micro-batch.
+    ours = {"timers.throughput.enabled": False}
+    for key, value in (ours | _places(values, config) | _optimizer_kernel(values, on_cpu)).items():
         _put(filled, key, value)
     clashes = [
         f"{key}: the JSON says {given!r:.200}, the recipe {value!r}"

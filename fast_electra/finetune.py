@@ -165,7 +165,7 @@ class Job:
         groups = layer_decay.parameter_groups(model, chosen.learning_rate, chosen.layer_decay, chosen.weight_decay)
         arguments = TrainingArguments(
             output_dir=scratch,
-            per_device_train_batch_size=max(1, chosen.batch_rows // max(1, torch.cuda.device_count())),
+            per_device_train_batch_size=chosen.batch_rows,
             per_device_eval_batch_size=64,
             num_train_epochs=chosen.epochs,
             learning_rate=chosen.learning_rate,
@@ -181,6 +181,8 @@ class Job:
             report_to="none",
             disable_tqdm=True,
         )
+        if arguments.n_gpu > 1:  # it would spread one run over all that it sees, and results with it
+            arguments._n_gpu = 1
         trainer = Trainer(
             model=model,
             args=arguments,

@@ -67,7 +67,7 @@ def inject(module: nn.Module, config: PreTrainedConfig, dtype: torch.dtype, rows
         engine = deepspeed.init_inference(
             module, dtype=dtype, replace_with_kernel_inject=True, max_out_tokens=max(length, 1)
         )
-    except (ValueError, RuntimeError, AssertionError, OSError) as error:
+    except Exception as error:  # DeepSpeed's own class for a machine without nvcc is a plain Exception
         raise NotInjectedError(f"DeepSpeed could not load its kernels ({error})") from error
     layers = [each for each in engine.modules() if isinstance(each, DeepSpeedTransformerInference)]
     if len(layers) != config.num_hidden_layers:

@@ -9,7 +9,7 @@ promises it for equal shapes only, which these are. Another kind of device may r
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
         watchdog.begin("joining the other processes")
         parallel.start(patience_minutes(config.run.hang_minutes))
         config = setup_run.with_dtype(config)
+        if config.auxiliary_engine == "auto":  # the faster is a matter of the moment, and shards would differ by it
+            config = replace(config, auxiliary_engine="plain")
         setup_run.on_rank_zero(lambda: _take(Path(config.output)))
         watchdog.folder = config.output
         with failure.noted(config.output, failure.PRECOMPUTING):

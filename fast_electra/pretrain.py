@@ -35,7 +35,7 @@ from fast_electra.checkpoint import Position
 from fast_electra.config import Config
 from fast_electra.divergence import broken_throughout
 from fast_electra.export import evaluated, export
-from fast_electra.progress import Progress, peak_memory_gib
+from fast_electra.progress import Progress, forget_start_up, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
 from fast_electra.stop_vote import StopVote
@@ -124,6 +124,7 @@ def train(run: Run, progress: Progress) -> bool:
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
     batches = prefetch(run.batches, spans(run), pin=parallel.device().type == "cuda")
     vote, preempted = StopVote(patience_minutes(config.run.hang_minutes)), False
+    forget_start_up()
     progress.watchdog.begin("starting to train", LONG)
     while run.position.step < end and not preempted:
         step = run.position.step

@@ -23,10 +23,16 @@ from fast_electra.watchdog import LONG, Watchdog
 
 
 def peak_memory_gib() -> float:
-    """The most memory so far: allocated on the GPU, or resident in this process on a CPU."""
+    """The most memory so far: allocated on the GPU in training, or resident in this process on a CPU."""
     if parallel.device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def forget_start_up() -> None:
+    """Peak memory of a GPU counts from here: a start-up measures and tries out what training does not need."""
+    if parallel.device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 class Progress:

@@ -23,8 +23,9 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def weights_are_finite(engine: parallel.Engine) -> bool:
     """Whether all weights are, those held by other processes included. All processes take part."""
-    here = [_own(p).isfinite().all() for p in engine.module.parameters()]
-    return not parallel.sum_over_processes((~torch.stack(here).to(parallel.device())).any().int()).item()
+    device = parallel.device()  # offloaded shares lie on the host, small weights beside them on the GPU
+    here = torch.stack([_own(p).isfinite().all().to(device) for p in engine.module.parameters()])
+    return not parallel.sum_over_processes((~here).any().int()).item()
 
 
 def _own(parameter: nn.Parameter) -> Tensor:

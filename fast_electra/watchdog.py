@@ -1,9 +1,9 @@
 """A thread that ends its process when the run makes no progress: nothing else ends a wait for a process that hangs.
 
-A dead process is noticed by the launcher, one that is merely stuck by nobody: gloo gives up after half an hour, NCCL
-after ten minutes, DeepSpeed's all-reduce through shared memory on a CPU never does. Every process watches itself; the
-one that hangs is the one that says nothing. A process that was suspended and woken with its whole job is not hung: the
-time in which the thread could not run either does not count.
+A dead process is noticed by the launcher, one that is merely stuck by nobody: gloo and NCCL give up after as long as
+they are told to wait, DeepSpeed's all-reduce through shared memory on a CPU never does. Every process watches itself;
+the one that hangs is the one that says nothing. A process that was suspended and woken with its whole job is not hung:
+the time in which the thread could not run either does not count.
 
 Each stage of a start-up is given the same minutes as an update; the group of processes itself waits longer than any
 stage may take (`patience_minutes`), so that it is this thread that speaks.

@@ -45,6 +45,15 @@ def test_the_runs_dtype_is_the_engines_and_a_json_that_says_otherwise_clashes(dt
         fill(ZERO3 | {"bf16": {"enabled": not enabled}}, config, 1, on_cpu=True)
 
 
+def test_deepspeeds_timer_does_not_wait_for_the_device_unless_it_is_asked_to():
+    """It would before and after each micro-batch, on a GPU."""
+    assert fill(ZERO3, DEMO, 1, on_cpu=False)["timers"] == {"throughput": {"enabled": False}}
+    asked = {"timers": {"throughput": {"enabled": True}}}
+    assert fill(ZERO3 | asked, DEMO, 1, on_cpu=False)["timers"] == asked["timers"]
+    with pytest.raises(ValueError, match=r"timers\.throughput: expected an object of settings, got 1"):
+        fill(ZERO3 | {"timers": {"throughput": 1}}, DEMO, 1, on_cpu=True)
+
+
 def test_the_given_settings_are_not_changed():
     given = {"train_batch_size": "auto", **ZERO3}
     fill(given, DEMO, 1, on_cpu=True)

@@ -93,8 +93,10 @@ def test_a_contest_with_the_plain_rival_tells_whether_the_targets_are_met(tmp_pa
     """One short run of all four on one's own machine: the rows, the ratios and the section of the page."""
     names = ("frozen", "replay", "joint_shallow")
     contest = [replace(TINY, objective=name, head="masked") for name in names]
-    made = measure.measure([*contest, TINY], SETTINGS, turns=2, steps=1, compiled=(False,))
+    early, made = measure.measure([*contest, TINY], SETTINGS, turns=4, steps=1, compiled=(False,))
+    assert [(row["n"], row["simulated_memory_gib"]) for row in early] == [(3, None)] * 4, "what a cut leaves"
     made = [row | rows.provenance("throughput") for row in made]
+    assert {row["n"] for row in made} == {4}
     plain = rows.the(made, "throughput", objective="joint_plain")
     assert (plain["zero_stage"], plain["compiled"], plain["simulated_memory_gib"]) == (0, False, None)
     assert plain["mfu_measured"] > 0
