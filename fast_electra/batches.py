@@ -22,7 +22,7 @@ from fast_electra.randomness import permute
 from fast_electra.require import require
 from fast_electra.separation import WHOLE_ROWS, places
 
-_PERIOD = 4096
+_PERIOD, _COUNTED_ROWS = 4096, 2**14
 
 
 class MaskedBatch(NamedTuple):
@@ -143,14 +143,15 @@ class Batches:
         return numbers
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """How many tokens of one document stand together in a row, for each document in each row, [CLS] counted."""
-        length, lengths = self.data.sequence_length, []
-        for corpus in self.corpora:
-            num_rows = corpus.num_tokens // (length - 1)
-            rows = np.arange(num_rows + 1) * (length - 1)
-            begins = np.union1d(rows, corpus.document_starts[corpus.document_starts < rows[-1]])
-            lengths.append(np.diff(begins) + np.isin(begins[:-1], rows))
-        return np.concatenate(lengths)
+        """How many tokens of one document stand together in a row, for each document in each row, [CLS] counted.
+
+        Of more than `_COUNTED_ROWS` rows as many are counted, evenly spread over all.
+        """
+        rows = np.linspace(0, self.num_rows - 1, min(self.num_rows, _COUNTED_ROWS)).astype(np.int64)
+        begins = np.ones((len(rows), self.data.sequence_length), dtype=bool)
+        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 1024)):
+            begins[part, 1:] = np.diff(self.documents(rows[part]), axis=1) != 0
+        return np.diff(np.flatnonzero(begins), append=begins.size)
 
     def _places(self, keys: NDArray[np.int64]) -> Iterator[tuple[Corpus, NDArray[np.bool_], NDArray[np.int64]]]:
         """For each corpus: which of the keys are its rows, and where in its token stream they lie (b, T - 1)."""

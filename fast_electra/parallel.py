@@ -9,6 +9,7 @@ is loaded outside of it and sits whole in a DeepSpeed-Inference engine of its ow
 
 import logging
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ def start(patience_minutes: float = 30.0) -> None:
     by_srun = {} if "RANK" in os.environ else slurm.rendezvous(os.environ)
     if "RANK" not in os.environ:
         os.environ |= by_srun or alone | {"MASTER_PORT": str(_free_port())}
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # some groups have a socket to each other process
     if local_rank() == 0:
         operator_builds.release_abandoned(say=partial(print, flush=True))
         shared_memory.release_abandoned()
@@ -243,6 +246,9 @@ def training_engine(
         set_z3_leaf_modules(module, list(layers))
     with _buffers_kept(module):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
+    engine.monitor.enabled = (
+        False  # it would write a line of its own at every update; what progress.py writes is written
+    )
     if compiled:
         engine.compile()
     return engine

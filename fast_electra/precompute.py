@@ -95,7 +95,7 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
 def _precompute(config: Config, grid: TemperatureGrid, watchdog: Watchdog) -> dict[str, Any]:
     """The same in a folder that is this start's."""
     folder = Path(config.output)
-    watchdog.begin("reading the corpora and the auxiliary model")
+    watchdog.begin("reading the corpora and the auxiliary model", LONG)
     batches = setup_run.open_batches(config)
     tokenizer = batches.corpora[0].tokenizer
     frozen, model, _ = setup_run.open_auxiliary(config, tokenizer, batches)

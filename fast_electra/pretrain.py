@@ -84,7 +84,7 @@ def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> d
 
 def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict[str, Any]:
     """The same in a folder that is claimed and not done."""
-    watchdog.begin("reading and verifying the corpora")
+    watchdog.begin("reading and verifying the corpora", LONG)
     began = psutil.Process().create_time()
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
@@ -97,11 +97,11 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
             return made
         here = Path(first.output) / "export"  # not where its summary says: the folder may have moved
         config, began = dataclasses.replace(config, auxiliary=str(here)), time.time()
-    watchdog.begin("building the model")
+    watchdog.begin("building the model", LONG if config.objective == "replay" else 1.0)
     setup_run.stop_if_preempted()
     run = setup_run.build(config, settings, batches)
     run.began = began
-    watchdog.begin("reading the checkpoint")
+    watchdog.begin("reading the checkpoint", LONG)
     run.position = checkpoint.restore(run.engine, Path(config.output) / "checkpoints", run.generator)
     setup_run.stop_if_preempted()
     progress = Progress(run, watchdog)

@@ -14,7 +14,8 @@ agree. Reading a row costs one offset and one contiguous span of a memory map. 2
 rows of 77 positions, spread over 200 shards, took 1.1 ms on one core.
 
 There are at most 512 shards (or shards of 256 rows): a kill loses little, and a process can keep all maps open within
-the usual 1,024 file descriptors. A shard is hashed, once a process, before its first row is used.
+the usual 1,024 file descriptors. A shard is hashed before its first row is used: by the first process for
+all of them at the start of a run (`data.verify`), or else once by each process.
 """
 
 import json
@@ -149,15 +150,16 @@ def finish(folder: Path, provenance: Provenance) -> dict[str, Any]:
 class ReplacementStore:
     """Replacement paths to read: `tokens_at` gives the tokens of any rows at any temperature.
 
-    `expect` names fields of Provenance and the values they must have (corpus, tokenizer, seed, ...). Raises
+    `expect` names fields of Provenance and the values they must have (corpus, tokenizer, seed, ...). Of a store that
+    is `verified`, by another process say, a shard's recorded hash alone is looked at when it is first read. Raises
     FileNotFoundError for a folder that is none or not finished, ValueError for one of other paths or another format.
     """
 
-    def __init__(self, folder: Path, **expect: object) -> None:
+    def __init__(self, folder: Path, verified: bool = False, **expect: object) -> None:
         if not (folder / "manifest.json").exists():
             state = "is not finished" if (folder / "building.json").exists() else "holds no replacement paths"
             raise FileNotFoundError(f"{folder} {state}: run precompute_replacements.py with this folder as its output")
-        self.folder = folder
+        self.folder, self._verified = folder, verified
         self.manifest, found = _read_manifest(folder / "manifest.json")
         wanted = {"format": FORMAT, **expect}
         _refuse_differences(folder, found, wanted, "precompute paths for this run or change the run")
@@ -198,7 +200,7 @@ class ReplacementStore:
 
     def _open(self, shard: int) -> "_Shard":
         path = _shard_path(self.folder, shard)
-        content = _Shard.read(path, len(self.provenance.shard_keys(shard)))
+        content = _Shard.read(path, len(self.provenance.shard_keys(shard)), hashed=not self._verified)
         if content.digest != self.manifest["shards"][shard]:
             raise ValueError(
                 f"{path} has hash {content.digest} where the manifest says {self.manifest['shards'][shard]}: "
@@ -208,20 +210,21 @@ class ReplacementStore:
 
 
 class _Shard(NamedTuple):
-    """A shard whose hash was found right: where its rows begin and end (R + 1,), the file's bytes, the hash in hex."""
+    """A shard, its hash found right if it was `hashed`: where its rows begin and end (R + 1,), the bytes of the file,
+    its hash in hex."""
 
     offsets: NDArray[np.uint32]
     data: Bytes
     digest: str
 
     @classmethod
-    def read(cls, path: Path, num_rows: int) -> "_Shard":
+    def read(cls, path: Path, num_rows: int, hashed: bool = True) -> "_Shard":
         size = path.stat().st_size if path.is_file() else 0
         if size > 4 * (num_rows + 1) + _DIGEST_BYTES:
             with path.open("rb") as file:
                 data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-            digest = xxhash.xxh3_64_digest(data[:-_DIGEST_BYTES].data)
-            if digest == data[-_DIGEST_BYTES:].tobytes():
+            digest = data[-_DIGEST_BYTES:].tobytes()
+            if not hashed or digest == xxhash.xxh3_64_digest(data[:-_DIGEST_BYTES].data):
                 return cls(data[: 4 * (num_rows + 1)].view("<u4"), data[:-_DIGEST_BYTES], digest.hex())
         raise ValueError(
             f"{path} ({size} bytes) is damaged: its hash differs; delete it and run the precomputation again"

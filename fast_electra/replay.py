@@ -63,13 +63,15 @@ def with_stored_draws(data: DataConfig, folder: Path) -> DataConfig:
     return replace(data, num_draws=data.num_draws or stored)
 
 
-def open_store(config: Config, batches: Batches) -> ReplacementStore:
+def open_store(config: Config, batches: Batches, verified: bool = False) -> ReplacementStore:
     """The run's replacement paths, checked against all that their tokens depend on and that the run has.
+
+    Their bytes are hashed as they are first read, unless they are `verified`.
 
     Raises ValueError, naming every difference or the temperature that is not covered; FileNotFoundError for a folder
     that holds no finished paths.
     """
-    store = ReplacementStore(Path(config.replacements), **identity(batches))
+    store = ReplacementStore(Path(config.replacements), verified, **identity(batches))
     last = (config.run.steps - 1) / config.run.steps
     # Every schedule runs one way, so that its ends tell its range; held-out rows are sampled at 1.
     for value in (temperature(config.temperature, 0.0), temperature(config.temperature, last), 1.0):

@@ -303,6 +303,6 @@ def _replay(
                 store.verify()
 
     on_rank_zero(check)
-    store = replay.open_store(config, batches)
+    store = replay.open_store(config, batches, verified=config.data.verify)
     pad_id = cast(int, tokenizer.pad_token_id)
     return replay.Replay(store, pad_id, config.temperature, config.data.masked_share), None, replay.facts(store)

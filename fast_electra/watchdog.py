@@ -5,7 +5,8 @@ they are told to wait, DeepSpeed's all-reduce through shared memory on a CPU nev
 the one that hangs is the one that says nothing. A process that was suspended and woken with its whole job is not hung:
 the time in which the thread could not run either does not count.
 
-Each stage of a start-up is given the same minutes as an update; the group of processes itself waits longer than any
+Each stage of a start-up is given the same minutes as an update, and more where it reads a whole corpus or checkpoint;
+the group of processes itself waits longer than any
 stage may take (`patience_minutes`), so that it is this thread that speaks.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from fast_electra import failure, run_state
 
-LONG = 4.0  # evaluation, saving and export may take so many times as long as an update
+LONG = 4.0  # what reads or writes all there is, evaluation and export may take so many times as long as an update
 _DAY = 24 * 60.0
 _LAST_WORDS_SECONDS = 30.0
 

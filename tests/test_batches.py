@@ -135,6 +135,15 @@ def test_document_lengths_are_those_of_the_rows():
     assert (lengths < LENGTH).any()
 
 
+def test_of_many_rows_some_of_all_corpora_are_counted(monkeypatch):
+    monkeypatch.setattr("fast_electra.batches._COUNTED_ROWS", 40)
+    apart = replace(DATA, separate_documents=True)
+    batches = Batches([(corpus(15 * 300 + 7), 3.0), (corpus(15 * 100, seed=1), 1.0)], apart, seed=0)
+    rows = np.linspace(0, 399, 40).astype(int)
+    ends = np.roll(batches.masked(rows).position_ids.numpy() == 0, -1, axis=1)
+    assert batches.document_lengths().tolist() == np.diff(np.flatnonzero(ends.ravel()), prepend=-1).tolist()
+
+
 def test_a_corpus_with_fewer_rows_than_are_held_out_is_refused():
     with pytest.raises(ValueError, match=r"holds 20 rows of 16 tokens, and 20 are held out"):
         Batches([(corpus(15 * 20), 1.0)], DATA, seed=0)

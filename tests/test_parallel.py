@@ -1,6 +1,8 @@
 """The edge: what a process holds under ZeRO-3, and what training leaves alone."""
 
 import re
+import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +23,7 @@ from fast_electra.encoder import transformers_config
 from fast_electra.objectives import Frozen
 
 SHARE = """
+import resource
 from types import SimpleNamespace
 
 import torch
@@ -38,6 +41,10 @@ torch.use_deterministic_algorithms(True)  # also fills new memory with NaN
 config, _ = command_line.parse(["--deepspeed", "none", "--run.dtype=bfloat16"], "")
 parallel.start(7.0)
 used = torch.distributed.group.WORLD, groups._get_data_parallel_group(), StopVote(7.0)._group
+print("open files:", resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+vote = StopVote()
+vote._every = 3
+print("asked:", [vote.ask(parallel.rank() == 1) for _ in range(7)], vote.close(), flush=True)
 print("patience:", {str(each._get_backend(torch.device("cpu")).options._timeout) for each in used}, flush=True)
 settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
 with parallel.building(settings):
@@ -58,14 +65,20 @@ def test_a_model_built_under_zero_3_is_never_whole_on_one_process_and_each_waits
     (tmp_path / "share.py").write_text(SHARE)
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29871", "share.py"]
     environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    few = "ulimit -Sn 1000; exec " + shlex.join(command)
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=True
+        ["bash", "-c", few], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=True
     )
     shares = [float(share) for share in re.findall(r"holds (0\.\d{3})", done.stdout)]
     assert len(shares) == 2
     assert all(share < 0.55 for share in shares)
     assert done.stdout.count("finite: True") == 2, "the end of an odd weight's last share is nobody's"
     assert done.stdout.count("broken: True") == 2
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert done.stdout.count(f"open files: ({most}, {most})") == 2
+    assert done.stdout.count(f"asked: {[False] * 5 + [True, False]} True") == 2, (
+        "asked after 3 and 6, answered a vote later"
+    )
     assert done.stdout.count("patience: {'0:07:00'}") == 2, "of every group, DeepSpeed's clone of the first included"
 
 

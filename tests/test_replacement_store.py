@@ -192,6 +192,15 @@ def test_a_flipped_byte_anywhere_is_found_before_its_shard_is_used(copy):
             store.verify()
 
 
+def test_a_store_that_another_process_has_verified_is_not_hashed_again(copy, built, monkeypatch):
+    expected = ReplacementStore(built).tokens_at([0, 7, 8], 1.5)
+    monkeypatch.setattr(replacement_store.xxhash, "xxh3_64_digest", lambda _: pytest.fail("hashed"))
+    assert (ReplacementStore(copy, verified=True).tokens_at([0, 7, 8], 1.5) == expected).all()
+    (copy / "shard-00002.bin").write_bytes((copy / "shard-00001.bin").read_bytes())
+    with pytest.raises(ValueError, match=r"shard-00002.bin has hash .* belongs to other paths"):
+        ReplacementStore(copy, verified=True).tokens_at([8], 1.5)
+
+
 @pytest.mark.parametrize("size", [0, 5, 100])
 def test_a_shard_cut_short_is_damaged(copy, size):
     (copy / "shard-00000.bin").write_bytes((copy / "shard-00000.bin").read_bytes()[:size])

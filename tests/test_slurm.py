@@ -91,7 +91,8 @@ def test_job_scripts_are_bash(script):
 @pytest.mark.parametrize("script", [each for each in SCRIPTS if "pretrain" in each.name or "sweep" in each.name])
 def test_long_jobs_save_before_their_time_is_up_and_queue_again(script):
     head = script.read_text()
-    assert "#SBATCH --signal=USR1@120\n" in head
+    seconds = 600 if "multinode" in script.name else 120
+    assert f"#SBATCH --signal=USR1@{seconds}\n" in head
     assert "#SBATCH --requeue\n" in head
     assert "train.sh" in head
 
