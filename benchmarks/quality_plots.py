@@ -15,6 +15,8 @@ from benchmarks.verdicts import METRICS
 
 _FAINT = "#d9d9d9"
 _COLOURS = {arm.name: f"C{number % 10}" for number, arm in enumerate((*MAIN, *CONTROL))}
+_LINES = {name: "-" if number < 10 else "--" for number, name in enumerate(_COLOURS)}  # there are ten colours
+_MARKS = {name: "o" if number < 10 else "s" for number, name in enumerate(_COLOURS)}
 
 
 def against_flops(found: Sequence[Row], path: Path) -> None:
@@ -27,7 +29,9 @@ def against_flops(found: Sequence[Row], path: Path) -> None:
             if not members:
                 continue
             values = [row[metric] for row in members]
-            axis.scatter([row["flops"] / 1e12 for row in members], values, color=colour, label=name, s=28)
+            axis.scatter(
+                [row["flops"] / 1e12 for row in members], values, color=colour, label=name, s=28, marker=_MARKS[name]
+            )
             counted = [row for row in members if row["flops_auxiliary"]]
             axis.scatter(
                 [row["flops_with_auxiliary"] / 1e12 for row in counted],
@@ -35,6 +39,7 @@ def against_flops(found: Sequence[Row], path: Path) -> None:
                 facecolors="none",
                 edgecolors=colour,
                 s=40,
+                marker=_MARKS[name],
             )
         _dress(axis, f"{title}, judged" if metric == "judge_auc" else title, "TFLOPs")
     figure.suptitle("filled: the run alone; hollow: with the training of its auxiliary model", fontsize=9)
@@ -55,7 +60,7 @@ def curves(found: Sequence[Row], path: Path) -> None:
                 label = None if name in seen else name
                 seen.add(name)
                 steps, values = [each["step"] for each in points], [each[metric] for each in points]
-                axis.plot(steps, values, color=_COLOURS[name], label=label, linewidth=1.2, marker=".")
+                axis.plot(steps, values, _LINES[name], color=_COLOURS[name], label=label, linewidth=1.2, marker=".")
         _dress(axis, title, "updates")
     _save(figure, axes, path)
 

@@ -9,9 +9,10 @@ METRO line). `NAME.auxiliary` is the masked-LM run that makes that model.
 `frozen_warm` beside `frozen` and `joint_shallow` at the scale 4x128 in benchmarks/results/quality.jsonl. The ELECTRA
 recipes begin anew, as their paper's joint training does.
 
-The temperature begins at 2 and descends with tau = .1, as in Dong et al.: better than T = 1 throughout (rows
-`frozen_warm` beside `two_stage_warm`, `frozen` beside `two_stage`); tau = .3 was not better beyond what seeds do (rows
-`exponential_2_0.3` beside `exponential_2_0.1`, three seeds each). A higher T_0 has one seed so far.
+The temperature begins at 2 and descends with tau = .1, as in Dong et al.: better than T = 1 throughout for a run that
+begins so (rows `frozen_warm` beside `two_stage_warm`, three seeds each; `frozen` beside `two_stage`, from new
+weights, is too noisy to tell); tau = .3 was not better beyond what seeds do (rows `exponential_2_0.3` beside
+`exponential_2_0.1`, three seeds each). A higher T_0 has one seed so far.
 
 Attention dropout is 0 in the modern recipes: torch's fused attention takes none on a CPU. The ELECTRA recipes keep
 the paper's 0.1 and pay for it with plain attention there.
