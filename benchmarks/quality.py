@@ -68,7 +68,7 @@ class Study:
     def judges_twice(self, arm: Arm) -> bool:
         """Whether the arm is for the second judge too, and that has been trained."""
         asked = arm.group in ("main", "control") and arm.objective != "mlm"
-        return asked and (self.run(*arms.SECOND_JUDGE) / "summary.json").exists()
+        return asked and _ended(self, *arms.SECOND_JUDGE)
 
     def masked_lm(self, name: str) -> Path:
         """The run folder of a masked LM that arms sample from or begin with."""

@@ -39,8 +39,13 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
     if twin.items() <= arms.JUDGE_SHAPE.items():
         lines += [
             "The judge is of the auxiliary model's shape, trained as long with another seed: arms that sample from "
-            "that model are judged by its like, which joint training has not met. The second judge is "
-            f"`{arms.SECOND_JUDGE[0]}`, of twice the depth: it asked those main arms whose models were still at hand.",
+            "that model are judged by its like, which joint training has not met.",
+            "",
+        ]
+    if any(row.get("second_judge_auc") is not None for row in finished):
+        lines += [
+            f"The second judge is `{arms.SECOND_JUDGE[0]}`, of twice the depth: it asked those main arms whose models "
+            "were still at hand.",
             "",
         ]
     shared = any(row["machine_shared"] for row in finished)

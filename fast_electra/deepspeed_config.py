@@ -11,7 +11,7 @@ from typing import Any
 from fast_electra import json_file
 from fast_electra.config import Config
 
-_ELSEWHERE = ("csv_monitor", "tensorboard", "data_types", "timers")
+_SECTIONS = ("zero_optimization", "optimizer", "bf16", "fp16", "csv_monitor", "tensorboard", "data_types", "timers")
 
 
 def read(path: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def _shape_errors(values: dict[str, Any]) -> list[str]:
     """What is wrong with the form of the sections that are read here."""
     errors = [
         f"{name}: expected an object of settings, got {values[name]!r:.200}"
-        for name in (*("zero_optimization", "optimizer", "bf16", "fp16"), *_ELSEWHERE)
+        for name in _SECTIONS
         if not isinstance(values.get(name, {}), dict)
     ]
     if errors:

@@ -6,8 +6,8 @@ the one that hangs is the one that says nothing. A process that was suspended an
 the time in which the thread could not run either does not count.
 
 Each stage of a start-up is given the same minutes as an update, and more where it reads a whole corpus or checkpoint;
-the group of processes itself waits longer than any
-stage may take (`patience_minutes`), so that it is this thread that speaks.
+the group of processes itself waits longer than any stage may take (`patience_minutes`), so that it is this thread that
+speaks.
 """
 
 import os

@@ -202,6 +202,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "left out, by ROC-AUC: holds (largest range over seeds: 0.010)" in page
     assert "| constant_1 | 20.0 % | 0.500 |" in page
     assert "The judge is of the auxiliary model's shape" not in page
+    assert "The second judge is `auxiliary_deep`" in page
     assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, random" in page
     assert "| linear | 20.0 % | 0.700 |" in page
     assert f"| {arms.REFERENCE} | 20.0 % | 0.705 (0.700 to 0.710) |" in page
@@ -224,7 +225,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
         ((0.5, 0.6, 0.6, 0.6), (0.5, 0.6, 0.6, 0.6), "`frozen` x0, `joint_shallow` x0, one seed): no difference seen."),
     ],
 )
-def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, theirs, said):
+def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, theirs, said, tmp_path):
     found = [
         made(f"{objective}_x{rate}", 0, auc, judge_loss=0.41 if auc == 0.5 else 0.3)
         for objective, aucs in (("frozen", ours), ("joint_shallow", theirs))
@@ -232,6 +233,7 @@ def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, their
     ]
     assert said in "\n".join(quality_sections._rates(found))
     assert "Steadier" not in "\n".join(quality_sections._rates(found[:4]))
+    assert "The second judge" not in "\n".join(quality_sections.quality_section(found, tmp_path)), "it asked none"
 
 
 def test_rows_that_do_not_share_their_masked_lms_are_told_of(tmp_path):
