@@ -24,6 +24,7 @@ from fast_electra.objectives import Frozen
 
 SHARE = """
 import resource
+import sys
 from types import SimpleNamespace
 
 import torch
@@ -37,26 +38,29 @@ class Words:
     def __len__(self):
         return 4096
 
+def tell(name, *values):  # in one write: each piece that `print` takes is a write of its own under `python -u`
+    sys.stdout.write(" ".join(map(str, (name, *values))) + "\\n")
+
 torch.use_deterministic_algorithms(True)  # also fills new memory with NaN
 config, _ = command_line.parse(["--deepspeed", "none", "--run.dtype=bfloat16"], "")
 parallel.start(7.0)
 used = torch.distributed.group.WORLD, groups._get_data_parallel_group(), StopVote(7.0)._group
-print("open files:", resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+tell("open files:", resource.getrlimit(resource.RLIMIT_NOFILE))
 vote = StopVote()
 vote._every = 3
-print("asked:", [vote.ask(parallel.rank() == 1) for _ in range(7)], vote.close(), flush=True)
-print("patience:", {str(each._get_backend(torch.device("cpu")).options._timeout) for each in used}, flush=True)
+tell("asked:", [vote.ask(parallel.rank() == 1) for _ in range(7)], vote.close())
+tell("patience:", {str(each._get_backend(torch.device("cpu")).options._timeout) for each in used})
 settings = deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 2, True)
 with parallel.building(settings):
     model = discriminator.build(transformers_config(config.encoder, Words()), "eager", torch.bfloat16)
 share = sharded_weights.local_weight_elements(model) / sharded_weights.num_weights(model)
-print(f"rank {parallel.rank()} holds {share:.3f}", flush=True)
+tell(f"rank {parallel.rank()} holds {share:.3f}")
 engine, padded = SimpleNamespace(module=model), [p.ds_tensor for p in model.parameters() if p.ds_numel % 2]
 assert not all(share.isfinite().all() for share in padded) or parallel.rank() == 0, "nothing to leave out"
-print(f"finite: {sharded_weights.weights_are_finite(engine)}", flush=True)
+tell("finite:", sharded_weights.weights_are_finite(engine))
 if parallel.rank() == 1:
     next(model.parameters()).ds_tensor[-1] = torch.inf
-print(f"broken: {not sharded_weights.weights_are_finite(engine)}", flush=True)
+tell("broken:", not sharded_weights.weights_are_finite(engine))
 parallel.stop(0)
 """
 
