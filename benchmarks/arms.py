@@ -198,20 +198,28 @@ ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
 )
 
 
-def plan(only: Sequence[str] = ()) -> Iterator[tuple[Arm, int]]:
-    """(arm, seed) in the order in which they are run; with `only`, those arms and what they are made with.
+def plan(only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[tuple[Arm, int]]:
+    """(arm, seed) in the order in which they are run.
 
-    Raises ValueError for an unknown arm, naming the nearest known.
+    With `only`, those arms and what they are made with; with `seeds`, those seeds alone, masked LMs keeping their own.
+
+    Raises ValueError for an unknown arm, naming the nearest known, and for a seed that no arm has.
     """
+    known = {seed for _, of_it in ROUNDS for seed in of_it}
+    if unknown := set(seeds) - known:
+        raise ValueError(f"no arm has seed {min(unknown)}: choose of {', '.join(map(str, sorted(known)))}")
     for name in only:
         if name not in ARMS:
             near = get_close_matches(name, ARMS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"{name!r} is no arm of the study: {hint}choose of {', '.join(ARMS)}")
     wanted = set(only) | {made_with for name in only for made_with in masked_lms(ARMS[name])}
-    for names, seeds in ROUNDS:
-        for seed in seeds:
-            yield from ((ARMS[name], seed) for name in names if not only or name in wanted or (name, seed) == JUDGE)
+    for names, of_it in ROUNDS:
+        for seed in of_it:
+            for arm in map(ARMS.__getitem__, names):
+                named = not only or arm.name in wanted or (arm.name, seed) == JUDGE
+                if named and (not seeds or seed in seeds or arm.group == "auxiliary"):
+                    yield arm, seed
 
 
 def masked_lms(arm: Arm) -> set[str]:

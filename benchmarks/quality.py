@@ -226,7 +226,7 @@ def _curve(run: Path) -> list[dict[str, float]]:
     ]
 
 
-def outstanding(study: Study, only: Sequence[str] = ()) -> list[tuple[Arm, int]]:
+def outstanding(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[tuple[Arm, int]]:
     """Arms and seeds without a row, or with one that lacks what is asked for, in their order.
 
     Masked LMs come first again where others need them and their runs are no longer here.
@@ -234,7 +234,7 @@ def outstanding(study: Study, only: Sequence[str] = ()) -> list[tuple[Arm, int]]
     found = rows.read(study.rows) if study.rows.exists() else []
     have = {(row["arm"], row["seed"], row["recipe"]): row for row in rows.select(found, "quality")}
     todo: list[tuple[Arm, int]] = []
-    for arm, seed in arms.plan(only):
+    for arm, seed in arms.plan(only, seeds):
         row = have.get((arm.name, seed, " ".join(settings(study, arm, seed))))
         if row is None or ("diverged" not in row and _lacks(study, arm, seed, row)):
             todo.append((arm, seed))
@@ -264,13 +264,13 @@ def _ended(study: Study, name: str, seed: int) -> bool:
     return (study.run(name, seed) / "summary.json").exists()
 
 
-def conduct(study: Study, only: Sequence[str], jobs: int) -> None:
+def conduct(study: Study, only: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
     """Run what is outstanding, `jobs` arms at a time. Raises RuntimeError when one fails or a study is at work here."""
     study.folder.mkdir(parents=True, exist_ok=True)
     (study.folder / study.scale_name).mkdir(exist_ok=True)
     if restored := masked_lms.restore(study.scale_name, Path(study.corpus), study.folder / study.scale_name):
         print(f"taken from {masked_lms.KEPT}: {', '.join(restored)}", flush=True)
-    queue, started, ended = outstanding(study, only), time.monotonic(), 0.0
+    queue, started, ended = outstanding(study, only, seeds), time.monotonic(), 0.0
     cores = sorted(os.sched_getaffinity(0))
     free = [cores[start::jobs] or cores for start in range(jobs)]
     running: dict[Future[Row], tuple[Arm, int, list[int]]] = {}
@@ -322,6 +322,7 @@ def parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--glue", default="", help="folder of GLUE's official files, to fine-tune the main arms on")
     parser.add_argument("--scale", default="4x128", choices=arms.SCALES, help="size of models and runs")
     parser.add_argument("--only", nargs="*", default=[], metavar="ARM", help="these arms and what they need")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[], metavar="SEED", help="these seeds of the arms")
     parser.add_argument("--jobs", type=int, default=1, help="arms to run beside each other")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/quality.jsonl"), help="rows to add to")
@@ -339,7 +340,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if not Path(given.corpus).exists():
             raise ValueError(f"--corpus {given.corpus!r} is not there; make it with launchers/prepare_corpus.py")
-        conduct(study, given.only, given.jobs)
+        conduct(study, given.only, given.seeds, given.jobs)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,7 +2,8 @@
 
 Step and rows seen say where a run is; everything else about its position is computed from them. A checkpoint is
 written beside its name and renamed once the manifest is in it, so that a folder of that name is complete; its hashes
-are checked before it is read, and a damaged one is set aside in favour of the one before. DeepSpeed unpickles its
+are checked before it is read, and a damaged one is set aside in favour of the one before. Each process hashes the
+files that it wrote. DeepSpeed unpickles its
 optimizer state, so a run folder is to be trusted like a program: only files this manifest lists are read.
 
 A checkpoint of another number of processes or ZeRO stage is read through DeepSpeed's universal form, one file for each
@@ -12,7 +13,9 @@ weight and moment, which is made beside it and removed once read.
 import itertools
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +27,7 @@ from fast_electra import json_file, parallel, universal
 
 _PARTIAL, _DAMAGED, _GENERATOR = ".partial", ".damaged", "generator"
 _UNIVERSAL = ".universal" + _PARTIAL
+_UNREADABLE = "unreadable"  # in place of a hash
 
 
 class Position(NamedTuple):
@@ -73,8 +77,11 @@ def save(
     if generator is not None:
         generator.save_checkpoint(str(partial), tag=_GENERATOR, save_latest=False)
     parallel.barrier()
+    hashes = _hashes(partial)
+    if lost := [path for path, found in hashes.items() if found == _UNREADABLE]:
+        raise OSError(f"{lost[0]} cannot be read back: is its disk sound?")
     if parallel.rank() == 0:
-        _write_manifest(partial, position, engine.zero_optimization_stage())
+        _write_manifest(partial, position, engine.zero_optimization_stage(), hashes)
         _discard(folder / name)
         partial.rename(folder / name)
         _sync(folder)
@@ -108,17 +115,44 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _write_manifest(folder: Path, position: Position, zero_stage: int) -> None:
+def _write_manifest(folder: Path, position: Position, zero_stage: int, hashes: Mapping[Path, str]) -> None:
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_128": _hash(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_128": found}
+        for path, found in hashes.items()
     }
     layout = {"num_processes": parallel.world_size(), "zero_stage": zero_stage}
     manifest = position._asdict() | layout | {"files": files}
     path = folder / "manifest.json"
     path.write_text(json.dumps(json_file.sealed(manifest), indent=2) + "\n")
     _sync(path)
+
+
+def _hashes(folder: Path) -> dict[Path, str]:
+    """The hash of each file in a checkpoint's folder, on the disk by then. All processes take part, each on its own."""
+    listed = sorted(path for path in folder.rglob("*") if path.is_file()) if parallel.rank() == 0 else []
+    mine = share(parallel.from_rank_zero(listed), parallel.rank(), parallel.world_size())
+    found = parallel.from_all({path: _hash_found(path) for path in mine})
+    return dict(sorted((path, digest) for part in found for path, digest in part.items()))
+
+
+def share(paths: Sequence[Path], rank: int, num_processes: int) -> list[Path]:
+    """Those of a checkpoint's files that a process hashes: the ones it wrote, by DeepSpeed's names for them.
+
+    Its machine has them in memory. What no name tells, or a run of more processes wrote, goes round.
+    """
+    return [path for turn, path in enumerate(paths) if _writer(path, turn) % num_processes == rank]
+
+
+def _writer(path: Path, otherwise: int) -> int:
+    named = re.search(r"zero_pp_rank_(\d+)_", path.name)
+    return int(named[1]) if named else otherwise
+
+
+def _hash_found(path: Path) -> str:
+    try:
+        return _hash(path)
+    except OSError:
+        return _UNREADABLE
 
 
 def _hash(path: Path) -> str:
@@ -145,14 +179,15 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_sound(folder: Path, known: Mapping[Path, str] | None = None) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files match its manifest, with that manifest; None when there is none.
 
-    Each damaged one met on the way is renamed `step-NNN.damaged` and named in a line on the screen.
+    The hashes of files that are `known` are not asked of the disk again. Each damaged one met on the way is renamed
+    `step-NNN.damaged` and named in a line on the screen.
     """
     for path in reversed(complete(folder)):
         try:
-            return path, verified(path)
+            return path, verified(path, known)
         except ValueError as error:
             aside = _free_name(path)
             path.rename(aside)
@@ -166,8 +201,11 @@ def _free_name(path: Path) -> Path:
     return next(free for name in names if not os.path.lexists(free := path.with_name(path.name + name)))
 
 
-def verified(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, every file of which is what it says. Raises ValueError otherwise."""
+def verified(path: Path, known: Mapping[Path, str] | None = None) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file of which is what it says. Raises ValueError otherwise.
+
+    `known` are the hashes of files that have been read already.
+    """
     try:
         manifest = json_file.read(path / "manifest.json", "It has to be the one that was written with the checkpoint")
         json_file.typed([manifest.get(name) for name in Position._fields], Position, "manifest")
@@ -179,7 +217,8 @@ def verified(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} has no readable manifest ({error})") from error
     for name, recorded in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != recorded.bytes or _hash(file) != recorded.xxh3_128:
+        sized = file.is_file() and file.stat().st_size == recorded.bytes
+        if not sized or ((known or {}).get(file) or _hash_found(file)) != recorded.xxh3_128:
             raise ValueError(f"checkpoint {path} is damaged: {name} is not what its manifest says")
     found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir() or file.is_symlink()}
     foreign = sorted(found - set(files) - {"manifest.json"})
@@ -195,7 +234,9 @@ def restore(engine: parallel.Engine, folder: Path, generator: parallel.Engine | 
     """
     if parallel.rank() == 0:
         clear_leftovers(folder)
-    found = parallel.from_rank_zero(newest_sound(folder) if parallel.rank() == 0 else None)
+    newest = parallel.from_rank_zero(complete(folder)[-1:])
+    known = _hashes(newest[0]) if newest else {}
+    found = parallel.from_rank_zero(newest_sound(folder, known) if parallel.rank() == 0 else None)
     if found is None:
         return START
     path, manifest = found

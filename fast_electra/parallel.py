@@ -158,6 +158,13 @@ def from_rank_zero(value: Any) -> Any:
     return box[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """The value of each process, in their order, on every process."""
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
 def on_rank_zero(action: Callable[[], Any]) -> None:
     """Run `action` on the first process; a ValueError or OSError of its is raised as ValueError on all of them.
 

@@ -78,6 +78,31 @@ def test_a_damaged_newest_one_is_named_set_aside_and_passed_over(tmp_path, damag
     assert broken.with_name(broken.name + ".damaged-2").exists()
 
 
+def test_each_process_hashes_what_it_wrote_and_no_file_is_left_out():
+    shards = [Path(f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in (0, 1, 10, 11, 2, 3)]
+    others = [Path("generator/mp_rank_00_model_states.pt"), Path("mp_rank_00_model_states.pt")]
+    assert checkpoint.share(shards + others, 10, 12) == [shards[2]]
+    for num_processes in (1, 2, 5):  # also of fewer processes than wrote it
+        shares = [checkpoint.share(shards + others, rank, num_processes) for rank in range(num_processes)]
+        assert sorted(path for mine in shares for path in mine) == sorted(shards + others)
+
+
+def test_a_hash_that_is_known_is_not_asked_of_the_disk_and_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    path = make(tmp_path, 1)
+    shard = path / "zero" / "rank0.pt"
+    known = {shard: checkpoint._hash(shard)}
+
+    def refuse(_path):
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(checkpoint, "_hash", refuse)
+    assert checkpoint.verified(path, known)["step"] == 1
+    with pytest.raises(ValueError, match=r"rank0\.pt is not what its manifest says"):
+        checkpoint.verified(path)
+    with pytest.raises(ValueError, match=r"rank0\.pt is not what its manifest says"):
+        checkpoint.verified(path, {shard: "unreadable"})
+
+
 def test_the_last_few_stay_and_those_at_multiples_for_good(tmp_path):
     for step in (2, 4, 6, 8, 10):
         make(tmp_path, step)

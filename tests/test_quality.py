@@ -62,6 +62,20 @@ def test_an_arm_alone_brings_the_masked_lms_that_it_is_made_and_judged_with():
     }
 
 
+def test_seeds_choose_of_an_arms_own_and_masked_lms_keep_theirs(capsys):
+    assert [(arm.name, seed) for arm, seed in arms.plan(["frozen", "joint"], [2])] == [
+        ("auxiliary", arms.AUXILIARY_SEED),
+        arms.JUDGE,
+        ("frozen", 2),
+        ("joint", 2),
+    ]
+    assert {(arm.name, seed) for arm, seed in arms.plan(seeds=[1]) if arm.group != "auxiliary"} == {
+        (arm.name, seed) for arm, seed in arms.plan() if seed == 1
+    }
+    assert quality.main(["--corpus", str(ROOT), "--seeds", "1", "7"]) == 2
+    assert "no arm has seed 7: choose of 0, 1, 2, 100, 200" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("scale", arms.SCALES)
 def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_alone(scale):
     study = quality.Study(scale, "some/corpus", "", Path("runs/study"), Path("none.jsonl"))
