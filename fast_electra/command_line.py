@@ -6,7 +6,9 @@
 import difflib
 import inspect
 import itertools
+from argparse import ArgumentParser as Parser
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,19 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Descriptions as they are written, and each option with its type and default."""
 
 
-def parse(arguments: list[str], description: str) -> tuple[Config, str]:
+def parse(arguments: list[str], description: str, taken: Iterable[str] = ()) -> tuple[Config, str]:
     """The config and the path of DeepSpeed's JSON. Raises ValueError naming what is wrong; `--help` exits.
 
-    The last recipe named counts: on the command line, else in a file.
+    The last recipe named counts: on the command line, else in a file. Options that the launcher has `taken` itself may
+    be what an unknown one was to be.
     """
     files = _values_of(arguments, "--config")
     in_files = [name for file in files if (name := _recipe_in(Path(file)))]
     recipe = recipes.get((_values_of(arguments, "--recipe") or in_files or ["demo"])[-1])
     parser = _parser(recipe, description)
-    _refuse_unknown(arguments, parser)
+    groups = {f"--{name}" for name in vars(Config()) if is_dataclass(getattr(Config(), name))}
+    # Of a group, single fields are given.
+    refuse_unknown(arguments, [*(option for option in options(parser) if option not in groups), *taken])
     try:
         values = parser.parse_args([*arguments, f"--recipe={recipe.recipe}"])
         deepspeed = values.pop("deepspeed")
@@ -108,10 +113,13 @@ def _recipe_in(path: Path) -> str:
     return recipe if isinstance(recipe, str) else ""
 
 
-def _refuse_unknown(arguments: list[str], parser: ArgumentParser) -> None:
-    options = [option for action in parser._actions for option in action.option_strings]
-    groups = {f"--{name}" for name in vars(Config()) if is_dataclass(getattr(Config(), name))}
-    known = [option for option in options if option not in groups]  # of a group, single fields are given
+def options(parser: Parser) -> list[str]:
+    """The names of a parser's options."""
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def refuse_unknown(arguments: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError for an option that is not among the known, naming the nearest that is."""
     for argument in arguments:
         option = argument.partition("=")[0]
         if option.startswith("--") and option not in known:

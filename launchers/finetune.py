@@ -19,6 +19,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     """The options as `finetune_all` takes them. Raises ValueError naming what is wrong; `--help` exits."""
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from fast_electra import command_line
     from fast_electra.finetune import Settings
 
     parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
@@ -33,6 +34,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=5, help="runs a task, with seeds 1 to this number")
     parser.add_argument("--output", type=str, required=True, help="folder to make, or to go on with")
     parser.add_class_arguments(Settings)
+    command_line.refuse_unknown(arguments, command_line.options(parser))
     try:
         options = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:

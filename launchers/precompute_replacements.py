@@ -19,8 +19,8 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """This launcher's own options, and the settings of the run that are left."""
+def own_parser() -> argparse.ArgumentParser:
+    """This launcher's own options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default=2**16,
         help="temperatures to tell apart (default 65536; 256 is a fifth smaller)",
     )
-    return parser.parse_known_args(arguments)
+    return parser
 
 
 def summary(folder: str, manifest: dict[str, Any]) -> str:
@@ -62,13 +62,15 @@ def main() -> int:
     from fast_electra import preemption
 
     preemption.install()
-    options, settings = parse(sys.argv[1:])
+    parser = own_parser()
+    options, settings = parser.parse_known_args(sys.argv[1:])
     from fast_electra import command_line, failure  # seconds, which --help need not wait for
 
     manifest = None
     try:
         own = [f"--output={options.output}", f"--data.num_draws={options.draws}"]
-        config, _ = command_line.parse([*settings, *own], "settings of launchers/pretrain.py")
+        taken = command_line.options(parser)
+        config, _ = command_line.parse([*settings, *own], "settings of launchers/pretrain.py", taken)
         from fast_electra import parallel, precompute
 
         with suppress(preemption.Preempted):

@@ -236,7 +236,8 @@ def launch(*arguments):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--max_train_row", "16"], "max_train_row"),
+        (["--max_train_row", "16"], "--max_train_row is no setting; did you mean --max_train_rows"),
+        (["--seed=3"], "--seed is no setting; did you mean --seeds"),
         (["--epochs", "many"], "epochs"),
         (["--dropout", "2"], "dropout = 2"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from conftest import start as start_command
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from fast_electra import config as configs
-from fast_electra import config_file, precompute, preemption, replay, run_state, setup_run
+from fast_electra import config_file, failure, precompute, preemption, replay, run_state, setup_run
 from fast_electra.auxiliary import weights_fingerprint
 from fast_electra.config import Config
 from fast_electra.objectives import Frozen
@@ -150,6 +151,15 @@ def test_a_second_start_in_the_same_folder_is_refused_and_disturbs_nothing(input
     assert run_state.read(str(tmp_path))["state"] == run_state.RUNNING
     assert [path.name for path in tmp_path.iterdir()] == [run_state.NAME]
     run_state.end(str(tmp_path), run_state.STOPPED)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("--draw", "--draws"), ("--run.step", "--run.steps")])
+def test_an_unknown_option_may_be_one_of_the_launchers_own(wrong, right, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [SCRIPT, f"--output={tmp_path / 'paths'}", wrong, "2"])
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(failure, "leave", lambda error, _doing: sys.exit(str(error)))
+    with pytest.raises(SystemExit, match=f"^{wrong} is no setting; did you mean {right}\\?"):
+        runpy.run_path(str(ROOT / SCRIPT))["main"]()
 
 
 def test_a_refused_start_leaves_no_folder(inputs, tmp_path):
