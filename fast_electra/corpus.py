@@ -25,7 +25,7 @@ from fast_electra import tokenizer as tokenizers
 from fast_electra.corpus_writer import PREFIX_NAME, TOKENIZER_FOLDER, Preparation, write_corpus
 from fast_electra.documents import list_sources
 from fast_electra.manifest import FILE_NAME, Manifest, hash_file
-from fast_electra.megatron_index import read_index
+from fast_electra.megatron_index import Index, read_index
 
 _logger = logging.getLogger(__name__)
 _BLOCK = 1 << 16  # tokens of a foreign corpus looked at in one place,
@@ -85,7 +85,7 @@ class Corpus:
 
     path: Path  # the folder, or the prefix of a corpus made elsewhere
     tokens: NDArray[Any]  # (num_tokens,) memory map: the documents one after the other
-    document_starts: NDArray[np.int64]  # (num_documents,) offset of each document's first token
+    index: Index  # where its documents lie
     tokenizer_path: str  # folder or hub name
     tokenizer_fingerprint: str
     fingerprint: str  # identifies the stream of tokens and its documents
@@ -99,7 +99,12 @@ class Corpus:
     @property
     def num_documents(self) -> int:
         """Documents with at least one token."""
-        return len(self.document_starts)
+        return self.index.num_documents
+
+    @cached_property
+    def document_starts(self) -> NDArray[np.int64]:
+        """The offset (num_documents,) of each document's first token: 8 bytes a document, from the first use on."""
+        return self.index.document_starts()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -157,7 +162,7 @@ def _open_own(folder: Path, tokenizer: str | Path | None) -> Corpus:
         raise ValueError(f"the corpus {str(folder)!r} has no tokens: prepare it again")
     recorded = {record.name: record.size_bytes for record in manifest.files}
     found = {name: (folder / name).stat().st_size for name in (f"{PREFIX_NAME}.bin", f"{PREFIX_NAME}.idx")}
-    counts = {"tokens": index.num_tokens, "documents": len(index.document_starts), "dtype": index.dtype.name}
+    counts = {"tokens": index.num_tokens, "documents": index.num_documents, "dtype": index.dtype.name}
     expected = {name: getattr(manifest, name) for name in counts}
     if (found, counts) != (recorded, expected):
         raise ValueError(
@@ -167,7 +172,7 @@ def _open_own(folder: Path, tokenizer: str | Path | None) -> Corpus:
     corpus = Corpus(
         path=folder,
         tokens=np.memmap(folder / f"{PREFIX_NAME}.bin", dtype=index.dtype, mode="r"),
-        document_starts=index.document_starts,
+        index=index,
         tokenizer_path=str(folder / TOKENIZER_FOLDER),
         tokenizer_fingerprint=manifest.tokenizer_fingerprint,
         fingerprint=manifest.fingerprint,
@@ -203,7 +208,7 @@ def _open_foreign(prefix: Path, tokenizer: str | Path | None) -> Corpus:
     return Corpus(
         path=prefix,
         tokens=tokens,
-        document_starts=index.document_starts,
+        index=index,
         tokenizer_path=name,
         tokenizer_fingerprint=tokenizers.fingerprint(loaded),
         fingerprint=xxhash.xxh3_128_hexdigest(f"{hash_file(Path(f'{prefix}.idx'))} {seen}".encode()),

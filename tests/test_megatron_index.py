@@ -1,12 +1,17 @@
 """The index is read as megatron-core writes it, and nothing that contradicts itself is accepted."""
 
+import os
+import struct
+import tracemalloc
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fast_electra import megatron_index
 from fast_electra.megatron_index import narrowest_dtype, read_index
 
 with warnings.catch_warnings():
@@ -23,19 +28,25 @@ def write(folder, documents, dtype=np.uint16):
     return folder / "c"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
+    block=st.integers(1, 4),
     documents=st.lists(st.lists(st.lists(st.integers(0, 200), max_size=5), max_size=4), min_size=1, max_size=6),
     dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.int64]),
 )
-def test_documents_begin_where_megatron_says(tmp_path_factory, documents, dtype):
+def test_documents_begin_where_megatron_says(tmp_path_factory, block, documents, dtype):
+    """However many are looked at together."""
     folder = tmp_path_factory.mktemp("index")
     flat = [[id_ for sequence in document for id_ in sequence] for document in documents]
-    index = read_index(write(folder, documents, dtype))
+    prefix = write(folder, documents, dtype)
+    with mock.patch.object(megatron_index, "_BLOCK", block):
+        index = read_index(prefix)
+        starts = index.document_starts()
     assert index.dtype == dtype
     assert index.num_tokens == sum(map(len, flat))
     tokens = np.fromfile(folder / "c.bin", dtype=index.dtype)
-    found = np.split(tokens, index.document_starts[1:]) if len(index.document_starts) else []
+    found = np.split(tokens, starts[1:]) if len(starts) else []
+    assert len(found) == index.num_documents
     assert [piece.tolist() for piece in found] == [document for document in flat if document]
 
 
@@ -43,7 +54,7 @@ def test_megatron_reads_the_same_sequences(tmp_path):
     prefix = write(tmp_path, [[[1, 2, 3], [4]], [[5, 6]]])
     index, megatron = read_index(prefix), IndexedDataset(str(prefix))
     starts = megatron.index.sequence_pointers[megatron.document_indices[:-1]] // 2
-    assert index.document_starts.tolist() == starts.tolist() == [0, 4]
+    assert index.document_starts().tolist() == starts.tolist() == [0, 4]
 
 
 @pytest.mark.parametrize("vocab_size", [100, 65_499, 65_500, 250_000])
@@ -54,6 +65,23 @@ def test_the_type_of_the_ids_is_megatrons_choice(vocab_size):
 @pytest.fixture
 def prefix(tmp_path):
     return write(tmp_path, [[[1, 2, 3], [4]], [[5, 6]]])
+
+
+def test_an_index_of_many_documents_is_not_read_whole(tmp_path):
+    count = 1 << 22
+    with (tmp_path / "c.idx").open("wb") as index:
+        index.write(struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 1, count, count + 1))
+        np.ones(count, dtype="<i4").tofile(index)
+        np.arange(count, dtype="<i8").tofile(index)
+        np.arange(count + 1, dtype="<i8").tofile(index)
+    (tmp_path / "c.bin").touch()
+    os.truncate(tmp_path / "c.bin", count)
+    tracemalloc.start()
+    found = read_index(tmp_path / "c")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.num_documents == count
+    assert peak < (tmp_path / "c.idx").stat().st_size / 2, "84 MB, of which a block at a time"
 
 
 def change(path, offset, new):

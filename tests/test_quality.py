@@ -331,9 +331,12 @@ def test_masked_lms_whose_runs_are_gone_are_made_again_where_others_need_them(tm
     assert [arm.name for arm, _ in quality.outstanding(study)] == ["frozen"] * 3
 
 
+_JUDGES = sorted([arms.SECOND_JUDGE, arms.JUDGE])
+
+
 def test_a_study_on_the_corpus_of_the_committed_rows_takes_their_masked_lms(tiny_corpus, tmp_path, capsys):
     kept = sorted(each.name for each in (masked_lms.KEPT / "4x128").iterdir())
-    assert kept == [f"auxiliary-{arms.AUXILIARY_SEED}", "-".join(map(str, arms.JUDGE))]
+    assert kept == [f"auxiliary-{arms.AUXILIARY_SEED}", *("-".join(map(str, each)) for each in _JUDGES)]
     corpus, runs = tmp_path / "corpus", tmp_path / "study" / "4x128"
     shutil.copytree(masked_lms.KEPT / "4x128" / kept[0] / "export", corpus / "tokenizer")
     runs.mkdir(parents=True)
@@ -350,10 +353,12 @@ def test_the_committed_rows_were_made_with_the_masked_lms_kept_beside_them():
     for name, seed, field, dtype in (
         ("auxiliary", arms.AUXILIARY_SEED, "auxiliary_weights", torch.bfloat16),
         (*arms.JUDGE, "judge_weights", torch.float32),
+        (*arms.SECOND_JUDGE, "second_judge_weights", torch.float32),
+        (*arms.SECOND_JUDGE, "auxiliary_weights", torch.bfloat16),
     ):
         export = masked_lms.KEPT / "4x128" / f"{name}-{seed}" / "export"
         weights = weights_fingerprint(load(str(export), AutoTokenizer.from_pretrained(export), 64, dtype))
-        asked = found if name == arms.JUDGE[0] else rows.select(found, "quality", auxiliary=name)
+        asked = rows.select(found, "quality", auxiliary=name) if field == "auxiliary_weights" else found
         assert {row[field] for row in asked if row.get(field)} == {weights}
 
 
