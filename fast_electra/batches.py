@@ -58,12 +58,12 @@ class Batches:
     """
 
     def __init__(self, corpora: list[tuple[Corpus, float]], data: DataConfig, seed: int) -> None:
-        self.corpora = [corpus for corpus, _ in corpora]
+        self.corpora, self.weights = [corpus for corpus, _ in corpora], [weight for _, weight in corpora]
         self.data, self.seed = data, seed
         tokenizer = self.corpora[0].tokenizer
         self.cls_id, self.special_ids = tokenizer.cls_token_id, list(tokenizer.all_special_ids)
-        self.vocab_size = len(tokenizer)
-        weights = np.array([weight for _, weight in corpora])
+        self.unknown_id, self.vocab_size = tokenizer.unk_token_id, len(tokenizer)
+        weights = np.array(self.weights)
         rows = np.array([corpus.num_tokens // (data.sequence_length - 1) for corpus in self.corpora])
         held_out = np.maximum(1, np.round(data.held_out_rows * weights / weights.sum())).astype(np.int64)
         for corpus, available, held in zip(self.corpora, rows, held_out, strict=True):
@@ -84,6 +84,17 @@ class Batches:
                 f"corpus: {self.corpora[missing[0]].path} has {weights[missing[0]] / weights.sum():.2g} of the weight "
                 f"and would never be read; give it at least {1 / _PERIOD:.2g}, or leave it out"
             )
+
+    def identity(self) -> dict[str, str]:
+        """What the rows are made of, wherever it lies: each corpus's fingerprint, with its weight where there are more.
+
+        A corpus too many or too few changes the shares of the others.
+        """
+        several, total = len(self.corpora) > 1, sum(self.weights)
+        return {
+            f"corpus {number}": corpus.fingerprint + (f", {weight / total:.4%} of the rows" if several else "")
+            for number, (corpus, weight) in enumerate(zip(self.corpora, self.weights, strict=True), start=1)
+        }
 
     def training(self, first: int, count: int) -> MaskedBatch:
         """Samples `first` to `first + count - 1` of the endless training order."""
@@ -123,16 +134,21 @@ class Batches:
 
         Raises ValueError for a token id outside of the vocabulary, which a corpus that was not verified may have.
         """
+        input_ids, count = self.tokens(keys), self.data.num_masked
+        positions = masked_positions(input_ids, keys, count, self.seed, self.special_ids, self.unknown_id)
+        batch = MaskedBatch(torch.from_numpy(input_ids), torch.from_numpy(positions), torch.from_numpy(keys))
+        if self.data.separate_documents:
+            return batch._replace(position_ids=torch.from_numpy(places(self.documents(keys))))
+        return batch
+
+    def tokens(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens (B, T) of the rows of these keys. Raises ValueError as `masked` does."""
         input_ids = np.empty((len(keys), self.data.sequence_length), dtype=np.int64)
         input_ids[:, 0] = self.cls_id
         for corpus, mine, place in self._places(keys):
             input_ids[mine, 1:] = corpus.tokens[place]
             require_known_ids(input_ids[mine, 1:], self.vocab_size, corpus.path, f"near token {place[0, 0]:,}")
-        positions = masked_positions(input_ids, keys, self.data.num_masked, self.seed, self.special_ids)
-        batch = MaskedBatch(torch.from_numpy(input_ids), torch.from_numpy(positions), torch.from_numpy(keys))
-        if self.data.separate_documents:
-            return batch._replace(position_ids=torch.from_numpy(places(self.documents(keys))))
-        return batch
+        return input_ids
 
     def documents(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number, within its corpus, of the document that each token (B, T) belongs to; [CLS] joins the first."""

@@ -36,6 +36,7 @@ def parse(arguments: list[str], description: str, taken: Iterable[str] = ()) -> 
     The last recipe named counts: on the command line, else in a file. Options that the launcher has `taken` itself may
     be what an unknown one was to be.
     """
+    arguments = _files_first(arguments)
     files = _values_of(arguments, "--config")
     in_files = [name for file in files if (name := _recipe_in(Path(file)))]
     recipe = recipes.get((_values_of(arguments, "--recipe") or in_files or ["demo"])[-1])
@@ -88,6 +89,19 @@ def _values_of(arguments: list[str], option: str) -> list[str]:
         if name == option:
             values.append(value if joined else following)
     return values
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """The arguments with `--config FILE` in front: what is said on the command line counts wherever it stands."""
+    files: list[str] = []
+    others: list[str] = []
+    following = iter(arguments)
+    for argument in following:
+        if argument == "--config":
+            files += [argument, *itertools.islice(following, 1)]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return [*files, *others]
 
 
 def _recipe_in(path: Path) -> str:

@@ -5,6 +5,7 @@ derived from other fields is a property, never a field, so that no two fields ca
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,12 @@ class EncoderConfig:
         require_each("encoder", self, sizes, lambda size: size >= 1, "give a whole number of at least 1")
         remedy = f"it must divide the hidden size {self.hidden_size}"
         require(self.hidden_size % self.num_heads == 0, "encoder.num_heads", self.num_heads, remedy)
+        remedy = f"a {self.model_type} encoder embeds tokens at its hidden size, {self.hidden_size}; give 0"
+        fits = self.model_type == "electra" or self.embedding_size in (0, self.hidden_size)
+        require(fits, "encoder.embedding_size", self.embedding_size, remedy)
+        require(
+            self.embedding_size >= 0, "encoder.embedding_size", self.embedding_size, "give 0, the hidden size, or more"
+        )
         shares = ("dropout", "attention_dropout")
         require_each("encoder", self, shares, lambda share: 0 <= share < 1, "give a share from 0 up to 1")
         remedy = "choose auto, sdpa (fused) or eager (plain matrix products)"
@@ -188,6 +195,8 @@ class Config:
         require(self.objective in OBJECTIVES, "objective", self.objective, f"choose one of {OBJECTIVES}")
         require(self.auxiliary_engine in ENGINES, "auxiliary_engine", self.auxiliary_engine, f"choose one of {ENGINES}")
         require(bool(self.output), "output", self.output, "name a folder for the run")
+        remedy = "the corpus of the built-in documentation lies in it, and corpora stand between commas; name another"
+        require("," not in self.output or bool(self.corpus), "output", self.output, remedy)
         length, longest = self.data.sequence_length, self.encoder.max_positions
         remedy = f"the encoder has {longest} positions; raise encoder.max_positions or shorten the rows"
         require(length <= longest, "data.sequence_length", length, remedy)
@@ -244,12 +253,13 @@ class Config:
         for item in filter(None, (part.strip() for part in self.corpus.split(","))):
             path, _, weight = item.rpartition("=")
             try:
-                pairs.append((path, float(weight)) if path else (item, 1.0))
+                pairs.append((path, float(weight)) if path and "/" not in weight else (item, 1.0))
             except ValueError:
                 raise ValueError(
-                    f"corpus = {self.corpus!r}: {weight!r} is no weight; write path=0.7,path=0.3"
+                    f"corpus = {self.corpus!r}: {weight!r} is no weight; write path=0.7,path=0.3, and a weight also "
+                    "behind a path that ends in a name with ="
                 ) from None
-            require(pairs[-1][1] > 0, "corpus", self.corpus, "every weight must be above 0")
+            require(0 < pairs[-1][1] < math.inf, "corpus", self.corpus, "every weight must be a number above 0")
         return pairs
 
     def for_auxiliary(self) -> "Config":
@@ -266,5 +276,5 @@ class Config:
             seed=self.seed + _AUXILIARY_SEED,
             encoder=self.auxiliary_model.encoder,
             optimizer=dataclasses.replace(self.optimizer, peak_learning_rate=self.auxiliary_model.peak_learning_rate),
-            run=dataclasses.replace(self.run, steps=self.auxiliary_model.steps),
+            run=dataclasses.replace(self.run, steps=self.auxiliary_model.steps, stop_at_step=0),
         )

@@ -95,6 +95,7 @@ class Job:
         usual = 512 if task in tasks.squad.TASKS else 128
         length = task_head.longest_row(model, config, settings.max_length, usual)
         self.model, self.name = model, task
+        self.padding = task_head.padding(config, length)
         self.settings = settings.resolved(task, int(config.hidden_size), length)
         self.tokenizer = task_head.load_tokenizer(model, config)
         self.task = tasks.read(task, data, self.tokenizer, length)
@@ -187,7 +188,7 @@ class Job:
             model=model,
             args=arguments,
             train_dataset=self._train_rows(),  # type: ignore[arg-type]
-            data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8),
+            data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.padding),
             processing_class=self.tokenizer,
             callbacks=[Bar(title)],
             optimizer_cls_and_kwargs=(

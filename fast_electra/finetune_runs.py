@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fast_electra import failure, run_state, scores, tasks
+from fast_electra import failure, json_file, run_state, scores, task_head, tasks
 from fast_electra.finetune import Job, Settings, progress_bar
 from fast_electra.run_folder import environment, write_json
 
@@ -13,7 +13,8 @@ def finetune_all(
 ) -> dict[str, Any]:
     """Fine-tune `model` on the tasks of `wanted` ("all", or names between commas) with seeds 1 to `num_seeds` each.
 
-    Returns what results.json in `output` holds: for each task the median, range and all seeds of each measure. "all"
+    Returns what results.json in `output` holds: for each task, those of earlier starts included, the median, range and
+    all seeds of each measure. "all"
     leaves out tasks of which the folder `data` has nothing, and names them under `without_data`. Raises ValueError for
     input that cannot be used, or when another process works in `output`.
     """
@@ -27,16 +28,18 @@ def finetune_all(
             "folder a task, SQuAD's beside them or in squad/), leave these tasks out, or pass --data hub"
         )
     present = [name for name in names if name not in missing]
+    weights = task_head.identity(model, task_head.load_config(model))
+    earlier = _earlier(Path(output), weights)
     Path(output).mkdir(parents=True, exist_ok=True)
     run_state.take(output)
     with failure.noted(output, failure.FINETUNING):
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in present}
+        runs = earlier | {name: [] for name in present}
         bar = progress_bar("all runs", len(present) * num_seeds, "run")
         for name in present:
             job = Job(model, name, data, settings or Settings())
             for seed in range(1, num_seeds + 1):
                 runs[name].append(job.run(seed, output, f"{name} seed {seed} of {num_seeds}"))
-                results = _results(model, runs, missing)
+                results = _results(model, weights, {key: one for key, one in runs.items() if one}, missing)
                 write_json(Path(output) / "results.json", results)
                 bar.update()
         bar.close()
@@ -44,18 +47,32 @@ def finetune_all(
     return results
 
 
-def _results(model: str, runs: dict[str, list[dict[str, Any]]], missing: list[str]) -> dict[str, Any]:
-    found = {name: scores.over_seeds(one) for name, one in runs.items() if one}
+def _earlier(output: Path, weights: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs that earlier starts left in `output`, by task. Raises ValueError where they are of another model."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in tasks.NAMES:
+        for place in sorted((output / name).glob("seed-*.json")):
+            run = json_file.read(place, "Remove it, and the same command runs this seed again")
+            theirs = run.get("identity", {}).get("weights")
+            if theirs != weights:
+                raise ValueError(
+                    f"{str(place)!r} is a result of another model (weights {theirs} there, {weights} now): name a new "
+                    "folder with --output"
+                )
+            found.setdefault(name, []).append(run)
+    return found
+
+
+def _results(model: str, weights: str, runs: dict[str, list[dict[str, Any]]], missing: list[str]) -> dict[str, Any]:
+    found = {name: scores.over_seeds(one) for name, one in runs.items()}
     return {
         "model": model,
-        "weights": next(one[0] for one in runs.values() if one)["identity"]["weights"],
+        "weights": weights,
         "glue_average": scores.glue_average(found),
         "tasks": found,
-        "settings": {name: one[0]["identity"]["settings"] for name, one in runs.items() if one},
+        "settings": {name: one[0]["identity"]["settings"] for name, one in runs.items()},
         "seconds": {
-            name: sum(run["seconds_training"] + run["seconds_evaluating"] for run in one)
-            for name, one in runs.items()
-            if one
+            name: sum(run["seconds_training"] + run["seconds_evaluating"] for run in one) for name, one in runs.items()
         },
         "without_data": missing,
         "environment": environment(),

@@ -14,15 +14,23 @@ _NEVER = np.uint64(2**64 - 1)
 
 
 def masked_positions(
-    input_ids: NDArray[np.integer], row_keys: NDArray[np.int64], num_masked: int, seed: int, special_ids: list[int]
+    input_ids: NDArray[np.integer],
+    row_keys: NDArray[np.int64],
+    num_masked: int,
+    seed: int,
+    special_ids: list[int],
+    unknown_id: int | None = None,
 ) -> NDArray[np.int64]:
     """The sorted masked positions (B, N) of rows `input_ids` (B, T), uniform among tokens that are not special.
 
-    Each position gets a hash of (seed, row key, position), and the N smallest win. Raises ValueError when a row has
-    fewer than N ordinary tokens.
+    Each position gets a hash of (seed, row key, position), and the N smallest win. A row with fewer than N ordinary
+    tokens, in a script that the vocabulary lacks, has its unknown ones masked as well; raises ValueError when they do
+    not suffice either.
     """
     score = bits(seed, Stream.MASK, row_keys[:, None], np.arange(input_ids.shape[1])[None, :])
     special = np.isin(input_ids, special_ids)
+    short = input_ids.shape[1] - special.sum(axis=1) < num_masked
+    special[short] &= input_ids[short] != unknown_id
     ordinary = input_ids.shape[1] - special.sum(axis=1)
     if (ordinary < num_masked).any():
         row = int(np.argmax(ordinary < num_masked))

@@ -60,6 +60,17 @@ class Precomputation:
         yield from (self.paths(keys[start : start + BATCH_ROWS]) for start in range(0, len(keys), BATCH_ROWS))
 
 
+def with_draws(config: Config, draws: int | None) -> Config:
+    """The config with as many draws as are asked for: `draws`, else what its data settings say, else one.
+
+    Raises ValueError where both say a number, and not the same.
+    """
+    named = config.data.num_draws
+    require(draws is None or named in (0, draws), "data.num_draws", named, f"--draws is {draws}; leave one of them out")
+    chosen = (named or 1) if draws is None else draws
+    return replace(config, data=replace(config.data, num_draws=chosen))
+
+
 def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**16) -> dict[str, Any]:
     """Make the folder `config.output` of paths for `config.data.num_draws` draws of the corpora's rows.
 

@@ -166,6 +166,11 @@ class ReplacementStore:
         self.provenance = _provenance(folder / "manifest.json", self.manifest)
         self._shards: dict[int, _Shard] = {}
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the paths: a hash over what they are of and over the hashes of their shards."""
+        return xxhash.xxh3_128_hexdigest(json.dumps([asdict(self.provenance), self.manifest["shards"]]).encode())
+
     def tokens_at(self, row_keys: ArrayLike, temperature: float) -> Ints:
         """The replacements (B, N), int64, of the masked positions of rows (B,) at a temperature, snapped to the grid.
 

@@ -109,6 +109,7 @@ def facts(store: ReplacementStore) -> dict[str, Any]:
     grid = store.provenance.grid
     return {
         "replacements": str(store.folder),
+        "replacement_paths": store.fingerprint,
         "replacement_draws": store.provenance.num_draws,
         "replacement_temperatures": [grid.t_min, grid.t_max],
         "replacement_bytes_per_token": store.manifest["bytes_per_token"],

@@ -19,6 +19,6 @@ def texts(folder: str, numbers: list[int]) -> Iterator[tuple[int, str]]:
     batches = Batches(opened, config.data, config.seed)
     for number in numbers:
         require(0 <= number < batches.num_rows, "row", number, f"the corpus has rows 0 to {batches.num_rows - 1}")
-    rows = batches.masked(np.array(numbers, dtype=np.int64)).input_ids
+    rows = batches.tokens(np.array(numbers, dtype=np.int64))
     tokenizer = opened[0][0].tokenizer
     yield from zip(numbers, (tokenizer.decode(row, skip_special_tokens=True) for row in rows), strict=True)

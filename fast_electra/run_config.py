@@ -1,5 +1,6 @@
 """The part of a run's config that says how it trains: optimizer, length, batch and rhythm."""
 
+import math
 from dataclasses import dataclass
 
 from fast_electra.require import require, require_each
@@ -73,3 +74,9 @@ class RunConfig:
         require(self.on_nan in ("stop", "skip"), "run.on_nan", self.on_nan, "choose stop or skip")
         limits = ("max_skipped", "floor_patience", "spike_deviations", "hang_minutes", "keep_every", "blimp_pairs")
         require_each("run", self, limits, lambda limit: limit >= 0, "give 0 or more")
+
+    @property
+    def most_checkpoints(self) -> int:
+        """How many checkpoints a run leaves; of the steps at multiples of `keep_every` some are not saved."""
+        forever = self.steps // math.lcm(self.keep_every, self.save_every) if self.keep_every else 0
+        return self.keep_checkpoints + forever

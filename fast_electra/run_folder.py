@@ -10,6 +10,7 @@ spikes.jsonl       one row per spike of the loss and per update left out, with i
 checkpoints/  monitor/  export/  summary.json
 """
 
+import errno
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from fast_electra.manifest import library_versions
 
 _FREE = {
     "auxiliary_gate",
+    "corpus",  # what it holds is bound, wherever it lies
     "data.verify",
     "output",
     "run.activation_checkpointing",
@@ -45,8 +47,9 @@ _FREE = {
     "run.spike_deviations",
     "run.stop_at_step",
 }
-_SUMMARY = "summary.json"
-_CLAIM = {"config.json", "environment.json", "inputs.json", "deepspeed.json", "monitor", run_state.NAME}
+_SUMMARY, _INPUTS = "summary.json", "inputs.json"
+_CLAIM = {"config.json", "environment.json", _INPUTS, "deepspeed.json", "monitor", run_state.NAME}
+_BEGUN = {run_state.NAME, "config.json.partial"}  # what a full disk, or a kill, may leave of a claim
 _LIBRARIES = ("torch", "deepspeed", "transformers", "megatron-core", "datasets", "sentencepiece", "numpy")
 
 
@@ -61,9 +64,11 @@ def claim(config: Config) -> None:
     if saved.exists():
         if not _is_bare(folder):
             _refuse_other_run(config_file.load(saved), config)
+        else:
+            (folder / _INPUTS).unlink(missing_ok=True)  # of a start that ended before it made anything
         if (folder / _SUMMARY).exists():
             return
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _BEGUN):
         raise ValueError(
             f"output = {config.output!r} exists and no run of this project made it; name a new folder with --output"
         )
@@ -73,6 +78,9 @@ def claim(config: Config) -> None:
         config_file.save(config, saved)
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "make room, and start with the same command again"
+            raise ValueError(f"output = {config.output!r}: the disk is full ({error}); {remedy}") from error
         raise ValueError(
             f"output = {config.output!r} cannot be written ({error}); name another with --output"
         ) from error
@@ -92,21 +100,21 @@ def _is_bare(folder: Path) -> bool:
 
 def bound(output: str) -> dict[str, Any]:
     """What `bind` wrote down there; empty before the first start."""
-    path = Path(output) / "inputs.json"
+    path = Path(output) / _INPUTS
     return json_file.read(path, "Name a new folder with --output") if path.exists() else {}
 
 
 def bind(output: str, identity: dict[str, Any]) -> None:
     """Write down what the run was started on, or check that a resumed one is on the same.
 
-    Raises ValueError naming every difference.
+    What the version that began it did not write down is taken as it is. Raises ValueError naming every difference.
     """
-    path = Path(output) / "inputs.json"
+    path = Path(output) / _INPUTS
     if path.exists():
         before = json_file.read(path, "Name a new folder with --output, or remove it if the inputs are still the same")
-        changed = [key for key, now in identity.items() if before.get(key) != now]
+        changed = [key for key, now in identity.items() if before.get(key, now) != now]
         if changed:
-            lines = [f"{key}: {before.get(key)!r:.200} there, {identity[key]!r} now" for key in changed]
+            lines = [f"{key}: {before[key]!r:.200} there, {identity[key]!r} now" for key in changed]
             raise ValueError(
                 f"output = {output!r} was trained on other inputs; name a new folder with --output, or bring them "
                 "back:\n  " + "\n  ".join(lines)
@@ -159,7 +167,8 @@ def require_space(folder: str, needed_bytes: int) -> None:
     if free < needed_bytes - written:
         raise ValueError(
             f"output = {folder!r}: the run will write about {needed_bytes / 2**30:.2f} GiB of checkpoints and export, "
-            f"the disk has {free / 2**30:.2f} GiB free; make room, lower run.keep_checkpoints or name another --output"
+            f"the disk has {free / 2**30:.2f} GiB free; make room, lower run.keep_checkpoints, raise run.keep_every or "
+            "name another --output"
         )
 
 

@@ -46,7 +46,7 @@ from fast_electra.separation import FLEX
 from fast_electra.statistic import Statistic, unigram
 
 GATE_ROWS = 256
-_BOUND = ("auxiliary_weights", "auxiliary_engine", "initial_weights")
+_BOUND = ("auxiliary_weights", "auxiliary_engine", "initial_weights", "replacement_paths")
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _CHECKPOINT_BYTES_PER_WEIGHT, _EXPORT_BYTES_PER_WEIGHT = 14, 4
 
@@ -148,7 +148,7 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     with parallel.first_on_each_machine():
         weights, of_weights = initial_weights.read(config, shape, tokenizer)
     facts |= of_weights
-    on_rank_zero(lambda: run_folder.bind(config.output, _identity(batches, facts)))
+    on_rank_zero(lambda: run_folder.bind(config.output, batches.identity() | _bound(facts)))
     engine, num_weights = _engine(config, settings, partial(objective.module, shape), weights)
     generator = None
     if isinstance(objective, Decoupled):
@@ -180,10 +180,9 @@ def _pairs(config: Config) -> list[blimp.Pair]:
     return blimp.load(config.run.blimp, config.run.blimp_pairs)
 
 
-def _identity(batches: Batches, facts: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same when a run is resumed, and is not told by its config."""
-    identity = {f"corpus {each.path}": each.fingerprint for each in batches.corpora}
-    return identity | {name: facts[name] for name in _BOUND if name in facts}
+def _bound(facts: dict[str, Any]) -> dict[str, Any]:
+    """What, with the corpora, must be the same when a run is resumed, and is not told by its config."""
+    return {name: facts[name] for name in _BOUND if name in facts}
 
 
 def _attention(config: Config) -> str:
@@ -214,8 +213,7 @@ def _engine(
     if config.run.activation_checkpointing:
         recompute_activations(module)
     num_weights = sharded_weights.num_weights(module)
-    kept = config.run.keep_checkpoints + (config.run.steps // config.run.keep_every if config.run.keep_every else 0)
-    checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (kept + 1)
+    checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.most_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
     on_rank_zero(lambda: run_folder.require_space(config.output, needed))
     on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))

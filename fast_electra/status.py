@@ -50,7 +50,7 @@ def of(folder: str, hashes: bool = True) -> dict[str, Any]:
 _WHY = {
     DEAD: "its process is gone and said nothing: killed by hand, by the scheduler or for lack of memory, or the "
     "machine went down; the same command goes on from the last checkpoint",
-    run_state.STOPPED: "as run.stop_at_step asked; the same command goes on",
+    run_state.STOPPED: "as run.stop_at_step asked; raise it or leave it out to go on",
     run_state.PREEMPTED: "a signal asked for it; the same command goes on",
 }
 
@@ -78,6 +78,8 @@ def _checkpoint(folder: Path, hashes: bool) -> str:
     try:
         checkpoint.verified(found[-1])
     except ValueError as error:
+        if not found[-1].exists():  # the run has removed it meanwhile, for newer ones
+            return _checkpoint(folder, hashes)
         return f"{found[-1].name} (damaged: {error})"
     return f"{found[-1].name} (whole: every byte matches its hash)"
 

@@ -1,5 +1,6 @@
 """The last page of a run: what was learned, at what speed, and how to load it, for a person to read."""
 
+import math
 from typing import Any
 
 
@@ -13,7 +14,7 @@ def describe(summary: dict[str, Any]) -> str:
         *_begun(summary),
         f"  trained      {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['weights']:,} weights, "
         f"{summary['seconds']:.0f} s on {summary['num_processes']} process(es)",
-        f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%} of the "
+        f"  speed        {summary['tokens_per_second']:,.0f} tokens/s, MFU {_figure(summary['mfu'], '.1%')} of the "
         f"{summary['measured_peak_tflops']:.2f} TFLOP/s that a {summary['dtype']} matrix product reached in this run",
         *_startup(summary),
         *_separated(summary),
@@ -25,6 +26,11 @@ def describe(summary: dict[str, Any]) -> str:
         f'    model = {summary["model_class"]}.from_pretrained("{summary["export"]}")',
     ]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None, form: str) -> str:
+    """A figure that a run may not have: JSON holds null where it was no number."""
+    return "not counted" if value is None or math.isnan(value) else format(value, form)
 
 
 def begun(summary: dict[str, Any]) -> str:
@@ -49,14 +55,16 @@ def _startup(summary: dict[str, Any]) -> list[str]:
 def stopped(result: dict[str, Any]) -> str:
     """What to say of a start that ended before its run."""
     where = f"at step {result['stopped_at_step']:,}" if "stopped_at_step" in result else "before it trained"
-    return f"\n{result['output']} stopped {where}; the same command goes on from there\n"
+    if result["preempted"]:
+        return f"\n{result['output']} stopped {where}; the same command goes on from there\n"
+    return f"\n{result['output']} stopped {where}, as run.stop_at_step asked; raise it or leave it out to go on\n"
 
 
 def _discriminator(summary: dict[str, Any]) -> list[str]:
     drawn = "held-out rows, T = 1" if summary.keys() & {"auxiliary", "generator", "replacements"} else "held-out rows"
     lines = [
         f"  learned      loss {summary['loss']:.4f} against {summary['floor']:.4f} of the majority-class floor; "
-        f"ROC-AUC {summary['roc_auc']:.3f} ({drawn})"
+        f"ROC-AUC {_figure(summary['roc_auc'], '.3f')} ({drawn})"
     ]
     if "auxiliary" in summary:
         lines.append(

@@ -32,6 +32,7 @@ _DROPOUTS = (
     "attention_dropout",
     "classifier_dropout",
     "pooler_dropout",
+    *("dropout", "qa_dropout", "seq_classif_dropout"),  # DistilBERT's
 )
 
 
@@ -77,6 +78,11 @@ def longest_row(path: str, config: PreTrainedConfig, wanted: int | None, usual: 
     if wanted is not None and wanted > available:
         raise ValueError(f"max_length = {wanted}: {path!r} has {available} positions; give at most that many")
     return wanted or min(usual, available)
+
+
+def padding(config: PreTrainedConfig, max_length: int) -> int | None:
+    """Rows are padded to a multiple of this, 8, unless the model has no positions for it."""
+    return 8 if -(-max_length // 8) * 8 <= positions_available(config) else None
 
 
 def load(path: str, num_labels: int, max_length: int, seed: int, dropout: float | None = None) -> PreTrainedModel:

@@ -25,7 +25,9 @@ def own_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", required=True, help="folder to make, or to go on with")
-    parser.add_argument("--draws", type=int, default=1, help="masks stored for each row, one for each pass (default 1)")
+    parser.add_argument(
+        "--draws", type=int, help="masks stored for each row, one for each pass (default: data.num_draws, or 1)"
+    )
     parser.add_argument("--t_min", type=float, default=1.0, help="lowest temperature that can be replayed (default 1)")
     parser.add_argument("--t_max", type=float, default=4.0, help="highest temperature (default 4)")
     parser.add_argument(
@@ -68,12 +70,12 @@ def main() -> int:
 
     manifest = None
     try:
-        own = [f"--output={options.output}", f"--data.num_draws={options.draws}"]
-        taken = command_line.options(parser)
-        config, _ = command_line.parse([*settings, *own], "settings of launchers/pretrain.py", taken)
+        of_a_run, taken = "settings of launchers/pretrain.py", command_line.options(parser)
+        config, _ = command_line.parse([*settings, f"--output={options.output}"], of_a_run, taken)
         from fast_electra import parallel, precompute
 
         with suppress(preemption.Preempted):
+            config = precompute.with_draws(config, options.draws)
             manifest = precompute.precompute(config, options.t_min, options.t_max, options.max_levels)
     except (Exception, KeyboardInterrupt) as error:
         failure.leave(error, failure.PRECOMPUTING)

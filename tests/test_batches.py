@@ -13,7 +13,7 @@ DATA = DataConfig(sequence_length=LENGTH, held_out_rows=20)
 
 
 class FakeTokenizer:
-    cls_token_id, all_special_ids = 2, (0, 1, 2, 3, 4)
+    cls_token_id, unk_token_id, all_special_ids = 2, 1, (0, 1, 2, 3, 4)
 
     def __len__(self):
         return 30_000

@@ -40,6 +40,15 @@ def test_a_runs_own_config_begins_another_like_it(tmp_path):
     assert parse(["--config", str(tmp_path / "config.json")], "")[0] == config
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_command_line_counts_for_more_than_a_file_wherever_it_stands(joined, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("output: runs/old\nrun:\n  steps: 9\n  log_every: 3\n")
+    named = [f"--config={file}"] if joined else ["--config", str(file)]
+    config, _ = parse(["--output", "runs/new", "--run.steps", "7", *named, "--seed", "5"], "")
+    assert (config.output, config.run.steps, config.run.log_every, config.seed) == ("runs/new", 7, 3, 5)
+
+
 def test_an_auxiliary_recipe_is_a_masked_lm_run():
     config, _ = parse(["--recipe", "small.auxiliary"], "")
     assert (config.objective, config.encoder.num_layers) == ("mlm", 4)

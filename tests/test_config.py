@@ -1,9 +1,11 @@
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
 from fast_electra import config_file, recipes
 from fast_electra.config import Config, DataConfig, EncoderConfig
+from fast_electra.run_config import RunConfig
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -39,7 +41,28 @@ def test_corpora_may_carry_weights():
     assert Config().corpora == []
 
 
-@pytest.mark.parametrize("corpus", ["a=x,b=1", "a=0", "a=-1,b=2"])
+def test_a_path_may_hold_an_equals_sign_and_a_comma_would_divide_it():
+    assert Config(corpus="runs/lr=1e-3/corpus").corpora == [("runs/lr=1e-3/corpus", 1.0)]
+    assert Config(corpus="lang=en=0.5,data/b=1").corpora == [("lang=en", 0.5), ("data/b", 1.0)]
+    with pytest.raises(ValueError, match=r"output = 'runs/a,b': .*commas"):
+        Config(output="runs/a,b")
+    assert Config(output="runs/a,b", corpus="data/wiki")
+
+
+def test_only_electra_embeds_tokens_at_another_width():
+    assert EncoderConfig("electra", embedding_size=128).embedding_size == 128
+    assert EncoderConfig("bert", embedding_size=768)
+    with pytest.raises(ValueError, match=r"encoder.embedding_size = 128: a bert encoder embeds .* 768; give 0"):
+        EncoderConfig("bert", embedding_size=128)
+
+
+def test_checkpoints_are_counted_as_they_are_saved():
+    assert RunConfig(steps=125_000, save_every=5_000, keep_every=0).most_checkpoints == 2
+    assert RunConfig(steps=125_000, save_every=5_000, keep_every=1).most_checkpoints == 27
+    assert RunConfig(steps=125_000, save_every=5_000, keep_every=12_500).most_checkpoints == 2 + 5
+
+
+@pytest.mark.parametrize("corpus", ["a=x,b=1", "a=0", "a=-1,b=2", "a=inf,b=1", "a=nan"])
 def test_bad_weights_are_refused(corpus):
     with pytest.raises(ValueError, match="corpus = "):
         Config(corpus=corpus)
@@ -65,4 +88,6 @@ def test_the_auxiliary_run_is_the_same_run_with_its_own_model_and_folder():
     assert first.encoder == main.auxiliary_model.encoder
     assert first.run.steps == main.auxiliary_model.steps
     assert first.data == main.data
+    stopped = replace(main, run=replace(main.run, stop_at_step=100)).for_auxiliary()
+    assert stopped.run.stop_at_step == 0, "it would never come to its end"
     assert first.seed != main.seed, "it must not have met the masks that it is asked about"

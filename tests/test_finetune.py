@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    ElectraConfig,
     Trainer,
     TrainingArguments,
 )
 
-from fast_electra import finetune_runs, glue, run_state, squad
+from fast_electra import finetune_runs, glue, run_state, squad, task_head
 from fast_electra.finetune import Job, Settings, finetune
 
 ROOT = Path(__file__).parent.parent
@@ -92,8 +94,6 @@ def test_the_recipe_is_the_papers_by_task_and_width():
 
 def test_trainer_is_given_the_layers_rates_warm_up_and_linear_decay(encoders, files):
     job = Job(encoders["modernbert"], "RTE", files, Settings(batch_rows=16, epochs=5, layer_decay=0.5, bf16=False))
-    from fast_electra import task_head
-
     with tempfile.TemporaryDirectory() as scratch:
         trainer = job._trainer(task_head.load(job.model, 2, 64, seed=1), 1, scratch, "x")
         trainer.create_optimizer_and_scheduler(40)
@@ -192,6 +192,29 @@ def test_all_takes_what_the_folder_has_and_names_the_rest(encoders, tmp_path):
     )
     assert set(results["tasks"]) == {"RTE", "SQuAD-1.1"}
     assert len(results["without_data"]) == len(glue.TASKS) - 1 + 1 and "SQuAD-2.0" in results["without_data"]
+
+
+def test_a_later_start_with_other_tasks_keeps_the_earlier_ones_and_takes_no_other_model(encoders, files, tmp_path):
+    model, out = encoders["modernbert"], str(tmp_path / "out")
+    first = finetune_runs.finetune_all(model, "CoLA", 1, files, out, ONE_STEP)
+    both = finetune_runs.finetune_all(model, "WNLI", 1, files, out, ONE_STEP)
+    assert set(both["tasks"]) == set(both["settings"]) == {"CoLA", "WNLI"}
+    assert both["tasks"]["CoLA"] == first["tasks"]["CoLA"]
+    with pytest.raises(ValueError, match=r"CoLA/seed-1\.json' is a result of another model .*name a new folder"):
+        finetune_runs.finetune_all(encoders["electra"], "RTE", 1, files, out, ONE_STEP)
+    assert not (tmp_path / "out" / "RTE").exists()
+
+
+def test_rows_are_not_padded_past_the_last_position(encoders, files, tmp_path):
+    short = shutil.copytree(encoders["electra"], tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    positions = config["max_position_embeddings"]
+    assert Job(str(short), "SQuAD-1.1", files, Settings(bf16=False)).padding == 8
+    for wanted, padded in ((positions - 8, 8), (positions - 4, 8), (positions, 8)):
+        assert task_head.padding(ElectraConfig(**config), wanted) == padded
+    assert (
+        task_head.padding(ElectraConfig(**config | {"max_position_embeddings": positions - 4}), positions - 4) is None
+    )
 
 
 def test_a_loss_that_diverges_is_an_error_and_no_result(encoders, files, tmp_path):

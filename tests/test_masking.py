@@ -54,3 +54,14 @@ def test_a_row_with_too_few_ordinary_tokens_is_refused_by_number():
     ids[1, :4] = 9
     with pytest.raises(ValueError, match=r"row 41 has 4 ordinary tokens, fewer than the 9"):
         masked_positions(ids, np.arange(40, 43), 9, 0, SPECIAL)
+
+
+def test_unknown_tokens_are_masked_only_in_a_row_that_has_too_few_others():
+    ids = rows(3)
+    ids[1, 4:] = ids[2, 30:40] = 1
+    positions = masked_positions(ids, np.arange(3), 9, 0, SPECIAL, unknown_id=1)
+    assert (positions[[0, 2]] == masked_positions(ids[[0, 2]], np.array([0, 2]), 9, 0, SPECIAL)).all()
+    assert (ids[1, positions[1]] == 1).any() and not np.isin(ids[1, positions[1]], [0, 2, 3, 4]).any()
+    ids[1, 1:60] = 3
+    with pytest.raises(ValueError, match=r"row 1 has 4 ordinary tokens"):
+        masked_positions(ids, np.arange(3), 9, 0, SPECIAL, unknown_id=1)

@@ -153,6 +153,15 @@ def test_a_second_start_in_the_same_folder_is_refused_and_disturbs_nothing(input
     run_state.end(str(tmp_path), run_state.STOPPED)
 
 
+def test_draws_are_the_launchers_the_data_settings_or_one():
+    plain = configs.Config()
+    three = dataclasses.replace(plain, data=dataclasses.replace(plain.data, num_draws=3))
+    given = ((plain, None, 1), (plain, 2, 2), (three, None, 3), (three, 3, 3), (plain, 0, 0))
+    assert all(precompute.with_draws(config, draws).data.num_draws == expected for config, draws, expected in given)
+    with pytest.raises(ValueError, match=r"data.num_draws = 3: --draws is 2; leave one of them out"):
+        precompute.with_draws(three, 2)
+
+
 @pytest.mark.parametrize(("wrong", "right"), [("--draw", "--draws"), ("--run.step", "--run.steps")])
 def test_an_unknown_option_may_be_one_of_the_launchers_own(wrong, right, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [SCRIPT, f"--output={tmp_path / 'paths'}", wrong, "2"])

@@ -1,5 +1,6 @@
 """A stored path and the auxiliary model with the same noise give the same batches, and no other paths are replayed."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from fast_electra import json_file, replacement_store, replay
+from fast_electra import json_file, replacement_store, replay, setup_run
 from fast_electra.auxiliary import Auxiliary, MaskedLM
 from fast_electra.batches import Batches
 from fast_electra.config import Config, DataConfig, EncoderConfig, TemperatureConfig
@@ -181,6 +182,17 @@ def test_masks_drawn_in_another_way_are_noticed(folder, batches, corpora):
     other.special_ids = [*batches.special_ids, int(corpora[0][0].tokens[0])]
     with pytest.raises(ValueError, match=r"masking is .*, not "):
         replay.open_store(config(folder), other)
+
+
+def test_paths_of_another_auxiliary_model_are_told_apart(folder, batches, model, tmp_path):
+    """A run that is resumed keeps its own (setup_run binds what facts say)."""
+    again = ReplacementStore(build(tmp_path / "again", model, batches)).fingerprint
+    assert replay.facts(ReplacementStore(folder))["replacement_paths"] == again
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.get_output_embeddings().bias += torch.linspace(0, 9, other.model.config.vocab_size)
+    assert ReplacementStore(build(tmp_path / "other", other, batches)).fingerprint != again
+    assert "replacement_paths" in setup_run._BOUND
 
 
 def test_weights_of_corpora_may_change(folder, corpora):

@@ -1,5 +1,7 @@
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,45 @@ def test_other_inputs_under_the_same_names_are_refused(config):
         run_folder.bind(config.output, {"corpus data/wiki": "xyz"})
 
 
+def test_what_an_older_version_did_not_write_down_is_taken_as_it_is(config):
+    run_folder.claim(config)
+    run_folder.bind(config.output, {"corpus data/wiki": "abc", "auxiliary_weights": "w"})
+    run_folder.bind(config.output, {"corpus 1": "abc", "auxiliary_weights": "w"})
+    with pytest.raises(ValueError, match="auxiliary_weights: 'w' there, 'v' now"):
+        run_folder.bind(config.output, {"corpus 1": "abc", "auxiliary_weights": "v"})
+
+
+def test_inputs_of_a_start_that_made_nothing_bind_no_other(config):
+    run_folder.claim(config)
+    run_folder.bind(config.output, {"corpus 1": "abc"})
+    run_folder.claim(config)
+    run_folder.bind(config.output, {"corpus 1": "xyz"})
+    (Path(config.output) / "metrics.jsonl").touch()
+    run_folder.claim(config)
+    with pytest.raises(ValueError, match="other inputs"):
+        run_folder.bind(config.output, {"corpus 1": "abc"})
+
+
+def test_a_corpus_may_lie_elsewhere_and_nothing_else_may_change(config):
+    run_folder.claim(config)
+    (Path(config.output) / "metrics.jsonl").touch()
+    run_folder.claim(replace(config, corpus="moved/corpus"))
+    with pytest.raises(ValueError, match="tokenizer: '' there, 'bert' now"):
+        run_folder.claim(replace(config, tokenizer="bert"))
+
+
+def test_a_disk_that_is_full_at_the_start_is_named_and_the_same_command_goes_on(config, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(run_folder.config_file, "save", refuse)
+        with pytest.raises(ValueError, match=r"the disk is full .* make room, and start with the same command again"):
+            run_folder.claim(config)
+    assert (Path(config.output) / "state.json").exists()
+    run_folder.claim(config)
+
+
 def test_numbers_that_json_cannot_hold_become_null(tmp_path):
     run_folder.MetricsLog(str(tmp_path), 0).write({"step": 1, "held_out": {"roc_auc": float("nan")}})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["held_out"]["roc_auc"] is None
@@ -78,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_refused(config):
 
 def test_too_little_disk_space_is_refused_before_anything_is_trained(tmp_path):
     run_folder.require_space(str(tmp_path), 1)
-    with pytest.raises(ValueError, match=r"will write about 1048576.00 GiB .* lower run.keep_checkpoints"):
+    with pytest.raises(ValueError, match=r"will write about 1048576.00 GiB .* lower run.keep_checkpoints, raise"):
         run_folder.require_space(str(tmp_path), 2**50)
 
 

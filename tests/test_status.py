@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, clean_environment
 from test_checkpoint import make
 
-from fast_electra import recipes, row_text, run_folder, run_state, status
+from fast_electra import checkpoint, recipes, row_text, run_folder, run_state, status, summary
 from fast_electra.batches import Batches
 from fast_electra.corpus import Corpus
 
@@ -44,6 +45,31 @@ def test_a_damaged_checkpoint_is_named_and_left_where_it_is(run, tmp_path):
     assert "(damaged: " in status.of(run.output)["checkpoint"]
     assert "(not checked)" in status.of(run.output, hashes=False)["checkpoint"]
     assert weights.exists()
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_not_called_damaged(run, tmp_path, monkeypatch):
+    checkpoints, verified = tmp_path / "run" / "checkpoints", checkpoint.verified
+
+    def while_the_run_goes_on(path):
+        if path.name == "step-00000080":
+            make(checkpoints, 90)
+            shutil.rmtree(path)
+        return verified(path)
+
+    monkeypatch.setattr(checkpoint, "verified", while_the_run_goes_on)
+    assert status.of(run.output)["checkpoint"] == "step-00000090 (whole: every byte matches its hash)"
+
+
+def test_the_last_page_says_what_goes_on_how_and_what_was_not_counted():
+    told = {"output": "runs/a", "stopped_at_step": 5}
+    assert "stopped at step 5; the same command goes on" in summary.stopped(told | {"preempted": True})
+    assert "as run.stop_at_step asked; raise it or leave it out" in summary.stopped(told | {"preempted": False})
+    numbers = ("loss", "accuracy", "seconds", "tokens_per_second", "measured_peak_tflops", "peak_memory_gib")
+    facts = dict.fromkeys((*numbers, "steps", "tokens", "weights", "num_processes", "export_logit_difference"), 1)
+    facts |= {"recipe": "demo", "objective": "mlm", "dtype": "float32", "export": "e", "model_class": "M"}
+    for nothing in (None, float("nan")):
+        assert "MFU not counted of the 1.00 TFLOP/s" in summary.describe(facts | {"mfu": nothing})
+    assert "MFU 25.0% of" in summary.describe(facts | {"mfu": 0.25})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from task_files import export
-from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, ElectraForMaskedLM, RobertaConfig, T5Config
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraForMaskedLM,
+    RobertaConfig,
+    T5Config,
+)
 
 from fast_electra import task_head
 
@@ -101,3 +109,12 @@ def test_dropout_is_the_models_own_unless_given(tmp_path):
     changed = task_head.load(path, 2, 32, seed=1, dropout=0.1)
     rates = {one.p for one in changed.modules() if isinstance(one, torch.nn.Dropout)}
     assert rates == {0.1}
+
+
+def test_all_rates_of_a_distilbert_are_set(tmp_path):
+    DistilBertModel(DistilBertConfig(vocab_size=32, dim=16, hidden_dim=16, n_layers=1, n_heads=2)).save_pretrained(
+        tmp_path
+    )
+    for num_labels in (2, 0):
+        changed = task_head.load(str(tmp_path), num_labels, 32, seed=1, dropout=0.05)
+        assert {one.p for one in changed.modules() if isinstance(one, torch.nn.Dropout)} == {0.05}
