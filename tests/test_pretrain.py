@@ -119,7 +119,7 @@ def test_a_masked_lm_is_exported_with_its_head_and_serves_as_auxiliary(auxiliary
 def test_stop_and_resume_equals_never_stopped_bit_for_bit(reference, tiny_corpus, auxiliary, tmp_path):
     output = tmp_path / "run"
     stopped = run(output, tiny_corpus, auxiliary, "--run.stop_at_step=3", num_processes=2)
-    assert "stopped at step 3; the same command goes on" in stopped.stdout
+    assert "stopped at step 3, as run.stop_at_step asked" in stopped.stdout
     assert not (output / "export").exists()
     run(output, tiny_corpus, auxiliary, num_processes=2)
     expected, got = weights(reference), weights(output)
