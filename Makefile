@@ -61,7 +61,7 @@ STUDY_TEXT ?= data/wikipedia/AA.txt.xz
 BLIMP ?= data/blimp
 study: setup
 	test -d data/study || python launchers/prepare_corpus.py --input $(STUDY_TEXT) --vocab_size 4096 --output data/study
-	python -m benchmarks.quality --corpus data/study --blimp $(BLIMP)
+	python -m benchmarks.quality --corpus data/study --blimp $(BLIMP) $(if $(GLUE),--glue $(GLUE))
 
 format: setup
 	ruff format .

@@ -32,9 +32,10 @@ from benchmarks.rows import Row
 
 FORMULA = (
     "flops: FLOPs a token of training (backward = 2 x forward) x tokens of the run; flops_auxiliary: of the training "
-    "of the auxiliary model it samples from and, for replay, of its pass over the corpus; blimp: mean over paradigms "
-    "of the share of pairs whose good sentence scores higher; judge_auc, judge_loss, floor, judge_accuracy: on "
-    "held-out rows with one judge's masks and samples at T = 1 for all arms; second_judge_*: with another's"
+    "of the masked LMs it samples from and begins with and, for replay, of the pass over the corpus; blimp: mean "
+    "over paradigms of the share of pairs whose good sentence scores higher; judge_auc, judge_loss, floor, "
+    "judge_accuracy: on held-out rows with one judge's masks and samples at T = 1 for all arms; second_judge_*: with "
+    "another's; auxiliary_accuracy: of the gate, on few rows"
 )
 GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
@@ -195,11 +196,12 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
 
 
 def _auxiliary_flops(study: Study, arm: Arm, seed: int) -> float:
-    """What was spent on the existing masked LM: its training and, for replacement paths, its pass over the corpus."""
-    if not arm.auxiliary:
-        return 0.0
-    of = json.loads((study.masked_lm(arm.auxiliary) / "summary.json").read_text())
-    spent = of["flops_per_token"] * of["tokens"]
+    """What was spent on the masked LMs that it samples from or begins with: their training and, for replay, the pass
+    over the whole corpus."""
+    spent = 0.0
+    for name in sorted(arms.masked_lms(arm)):
+        of = json.loads((study.masked_lm(name) / "summary.json").read_text())
+        spent += of["flops_per_token"] * of["tokens"]
     if arm.objective == "replay":
         made = json.loads((study.run("paths", seed) / "manifest.json").read_text())["provenance"]
         tokens = made["num_rows"] * made["num_draws"] * made["sequence_length"]

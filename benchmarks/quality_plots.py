@@ -14,8 +14,11 @@ from benchmarks.rows import Row
 from benchmarks.verdicts import METRICS
 
 _FAINT = "#d9d9d9"
-_COLOURS = {arm.name: f"C{number % 10}" for number, arm in enumerate((*MAIN, *CONTROL))}
-_LINES = {name: "-" if number < 10 else "--" for number, name in enumerate(_COLOURS)}  # there are ten colours
+_COLOURS = {
+    arm.name: matplotlib.colormaps["tab20"](2 * number % 20 + number // 10)
+    for number, arm in enumerate((*MAIN, *CONTROL))
+}
+_LINES = {name: "-" if number < 10 else "--" for number, name in enumerate(_COLOURS)}  # ten colours, and ten pale ones
 _MARKS = {name: "o" if number < 10 else "s" for number, name in enumerate(_COLOURS)}
 
 
@@ -77,6 +80,6 @@ def _dress(axis: Axes, title: str, label: str) -> None:
 def _save(figure: plt.Figure, axes: Sequence[Axes], path: Path) -> None:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=6, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.tight_layout(rect=(0, 0.02 + 0.045 * -(-len(handles) // 6), 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -161,6 +161,24 @@ def test_insensitive_is_what_moves_no_more_than_seeds_do():
     assert verdicts.insensitive(main, Spread((0.68, 0.72))) == NOISY
     assert verdicts.insensitive(main, Spread((0.60, 0.72))) == FAILS
     assert verdicts.insensitive(Spread((0.70,)), Spread((0.60, 0.72))) == FEW
+    assert verdicts.insensitive(Spread((0.60, 0.72)), Spread((0.66, 0.70))) == NOISY, "seeds that differ prove nothing"
+
+
+def test_an_ablation_that_diverged_is_shown_and_is_no_little_sensitivity():
+    found = [made(arms.REFERENCE, seed, 0.70 + seed / 100) for seed in (0, 1)] + [made("linear", 0, 0.70)]
+    assert "by ROC-AUC: holds (means" in "\n".join(quality_sections._ablations(found))
+    found.append(quality._identity(STUDY, arms.ARMS["polynomial"], 0) | {"diverged": "loss nan"})
+    page = "\n".join(quality_sections._ablations(found))
+    assert "by ROC-AUC: does not hold (means" in page
+    assert "| polynomial | - | 0.500 | 0.500 |" in page
+    assert "Diverged, and counted as chance: polynomial." in page
+
+
+def test_at_chance_is_wider_for_blimp():
+    found = [made(arm, seed, auc) for arm, auc in (("frozen", 0.7), ("joint", 0.6)) for seed in (0, 1)]
+    low = [row | {"blimp": 0.523 if row["arm"] == "frozen" else 0.505} for row in found]
+    said = {(metric, each) for _, metric, _, _, each in verdicts.judged(low)}
+    assert said == {("judge_auc", HOLDS), ("blimp", NOTHING)}
 
 
 def test_a_run_that_diverged_counts_as_chance_and_not_as_a_seed_less():
@@ -181,6 +199,7 @@ def made(name, seed, auc, **changes):
         "flops": 2e12,
         "flops_auxiliary": 1e12 if arm.auxiliary else 0.0,
         "flops_with_auxiliary": 3e12 if arm.auxiliary else 2e12,
+        "auxiliary": arm.auxiliary or None,
         "auxiliary_accuracy": 0.2 if arm.auxiliary else None,
         "judge_auc": auc,
         "judge_loss": 0.3,
@@ -211,18 +230,19 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "| holds |" in page
     assert f"| {FEW} |" in page
     assert "| two_stage | 1 | 0.600 | - | 1.000 | - | 0.560 | 0 of 1 |" in page
-    assert "| frozen | not run | not run | not run | 0.500 (collapsed) |" in page
+    assert "| frozen | not run | not run | not run | 0.500, 1.025 (collapsed) |" in page
     assert "| joint_shallow | not run | not run | not run | diverged |" in page
-    assert "left out, by ROC-AUC: holds (largest range over seeds: 0.010)" in page
-    assert "| constant_1 | 20.0 % | 0.500 |" in page
+    assert "left out, by ROC-AUC: holds (means range over 0.005) (largest range over seeds: 0.010)" in page
+    assert "| constant_1 | 12.0 % | 0.500 |" in page
     assert "The judge is of the auxiliary model's shape" not in page
     assert "The second judge is `auxiliary_deep`" in page
     assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, random" in page
-    assert "| linear | 20.0 % | 0.700 |" in page
-    assert f"| {arms.REFERENCE} | 20.0 % | 0.705 (0.700 to 0.710) |" in page
+    assert "| linear | 12.0 % | 0.700 |" in page
+    assert f"| {arms.REFERENCE} | 12.0 % | 0.705 (0.700 to 0.710) |" in page
     assert "| mlm | 1 | - | - | - | 0.150 | 0.550 | 0 of 1 |" in page
     assert "`auxiliary` predicts 12.0 % of held-out masked tokens after 4.10 million (2.00 TFLOPs)" in page
     assert "| frozen | 1 | 0.523 |" in page, "fine-tuned"
+    assert "| *the most frequent answer* |  | 0.527 |" in page
     assert "150.0 %" in page, "the auxiliary model's training counted"
     for name in ("quality_2x96.png", "curves_2x96.png"):
         assert f"]({name})" in page
@@ -233,10 +253,14 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("ours", "theirs", "said"),
     [
-        ((0.6, 0.6, 0.6, 0.5), (0.6, 0.6, 0.5, 0.5), "`frozen` x4, `joint_shallow` x2, one seed): holds."),
-        ((0.6, 0.5, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), "`frozen` x1, `joint_shallow` x8, one seed): does not hold."),
-        ((0.6, 0.6, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), "one seed): no difference seen, at all rates tried."),
-        ((0.5, 0.6, 0.6, 0.6), (0.5, 0.6, 0.6, 0.6), "`frozen` x0, `joint_shallow` x0, one seed): no difference seen."),
+        ((0.6, 0.6, 0.6, 0.5), (0.6, 0.6, 0.5, 0.5), "`frozen` x4, `joint_shallow` x2): so far it holds, by one seed"),
+        ((0.6, 0.5, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), "`frozen` x1, `joint_shallow` x8): so far it does not hold,"),
+        ((0.6, 0.6, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), "x8): no difference seen, at all rates tried, by one seed"),
+        (
+            (0.5, 0.6, 0.6, 0.6),
+            (0.5, 0.6, 0.6, 0.6),
+            "`frozen` x0, `joint_shallow` x0): no difference seen,",
+        ),
     ],
 )
 def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, theirs, said, tmp_path):
