@@ -99,6 +99,15 @@ def test_several_corpora_are_mixed_by_weight():
     assert batches.held_out(0, 20).rows.tolist() == [*range(885, 900), *range(1195, 1200)]
 
 
+def test_rows_are_known_by_what_corpora_hold_and_by_their_shares_not_by_where_they_lie():
+    first, second = corpus(15 * 900), corpus(15 * 300)
+    first.fingerprint, second.fingerprint = "abc", "xyz"
+    assert Batches([(first, 3.0)], DATA, seed=0).identity() == {"corpus 1": "abc"}
+    both = Batches([(first, 3.0), (second, 1.0)], DATA, seed=0).identity()
+    assert both == {"corpus 1": "abc, 75.0000% of the rows", "corpus 2": "xyz, 25.0000% of the rows"}
+    assert Batches([(first, 0.6), (second, 0.2)], DATA, seed=0).identity() == both
+
+
 def test_a_weight_too_small_to_be_drawn_is_refused():
     with pytest.raises(ValueError, match="would never be read"):
         Batches([(corpus(15 * 300), 1.0), (corpus(15 * 300), 1e-6)], DATA, seed=0)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,10 +169,9 @@ def test_a_misfit_is_foreseen_before_an_auxiliary_model_is_trained(sizes, tiny_t
 
 def test_a_resumed_run_must_find_the_same_weights_again(tmp_path):
     facts = {"initial_weights": "one", "auxiliary_engine": "plain", "other": 1}
-    batches = SimpleNamespace(corpora=[])
-    run_folder.bind(str(tmp_path), setup_run._identity(batches, facts))
+    run_folder.bind(str(tmp_path), setup_run._bound(facts))
     with pytest.raises(ValueError, match="initial_weights: 'one' there, 'two' now"):
-        run_folder.bind(str(tmp_path), setup_run._identity(batches, facts | {"initial_weights": "two"}))
+        run_folder.bind(str(tmp_path), setup_run._bound(facts | {"initial_weights": "two"}))
 
 
 def test_no_encoder_is_refused_and_none_asked_for_is_none(tiny_tokenizer, tmp_path):
