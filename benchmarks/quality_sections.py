@@ -36,9 +36,9 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
         f"({size.tokens / 1e6:.2f} million tokens an arm unless said otherwise), {len(found)} rows so far. All are "
         "judged on the same held-out rows, masks and samples, of a masked LM that no arm was trained on. Ranges are "
         "those over seeds; a figure without one is of one seed. A seed changes weights, order, masks and noise, never "
-        "the auxiliary model and the judge: with others, made on another machine, `frozen` came out as far as .03 away "
-        "(LOG.md). What begins with the auxiliary model's weights, or samples from it, has its training behind it "
-        f"({2 * size.tokens / 1e6:.2f} million tokens) besides its own; no joint arm begins so.",
+        "the auxiliary model and the judge, with others of which figures differ by more than these ranges (LOG.md, "
+        "rows that were withdrawn). What begins with the auxiliary model's weights, or samples from it, has its "
+        f"training behind it ({2 * size.tokens / 1e6:.2f} million tokens) besides its own; no joint arm begins so.",
         "",
     ]
     twin = {"encoder.num_layers": size.auxiliary_layers, "encoder.hidden_size": size.width}
@@ -149,8 +149,8 @@ def _fine_tuned(found: Sequence[Row]) -> list[str]:
         "#### Fine-tuned",
         "",
         "The task's score over 100 (CoLA: Matthews' correlation; SST-2 and RTE: accuracy; MRPC: mean of F1 and "
-        "accuracy; STS-B: mean of two correlations); one fine-tuning of each run, on 2,000 rows a task. Most have "
-        "learned next to nothing of the tasks, so that no claim is judged by them.",
+        "accuracy; STS-B: mean of two correlations); one fine-tuning of each run, on few rows (2,000 a task). No "
+        "claim is judged by them.",
         "",
     ]
     return [*lines, *table(1, ("arm", "seeds", *names), content)]
@@ -221,8 +221,7 @@ def _steadiness(tried: Sequence[Row]) -> list[str]:
         said = f"so far it {verdicts.HOLDS if ours > theirs else verdicts.FAILS}"
     return [
         f"Steadier training than joint, by the highest of these rates up to which no run collapsed (`frozen` x{ours}, "
-        f"`joint_shallow` x{theirs}): {said}, by one seed, which settles nothing; `frozen` is on its plateau at every "
-        "rate, close to the line that counts as collapsed.",
+        f"`joint_shallow` x{theirs}): {said}, by one seed, which settles nothing.",
         "",
     ]
 

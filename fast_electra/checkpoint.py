@@ -3,8 +3,8 @@
 Step and rows seen say where a run is; everything else about its position is computed from them. A checkpoint is
 written beside its name and renamed once the manifest is in it, so that a folder of that name is complete; its hashes
 are checked before it is read, and a damaged one is set aside in favour of the one before. Each process hashes the
-files that it wrote. DeepSpeed unpickles its
-optimizer state, so a run folder is to be trusted like a program: only files this manifest lists are read.
+files that it wrote. DeepSpeed unpickles its optimizer state, so a run folder is to be trusted like a program: only
+files this manifest lists are read.
 
 A checkpoint of another number of processes or ZeRO stage is read through DeepSpeed's universal form, one file for each
 weight and moment, which is made beside it and removed once read.

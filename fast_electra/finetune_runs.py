@@ -14,9 +14,8 @@ def finetune_all(
     """Fine-tune `model` on the tasks of `wanted` ("all", or names between commas) with seeds 1 to `num_seeds` each.
 
     Returns what results.json in `output` holds: for each task, those of earlier starts included, the median, range and
-    all seeds of each measure. "all"
-    leaves out tasks of which the folder `data` has nothing, and names them under `without_data`. Raises ValueError for
-    input that cannot be used, or when another process works in `output`.
+    all seeds of each measure. "all" leaves out tasks of which the folder `data` has nothing, and names them under
+    `without_data`. Raises ValueError for input that cannot be used, or when another process works in `output`.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds}: give a number of at least 1")

@@ -6,7 +6,7 @@ bare assertion when a file is cut short and takes three seconds to import. The l
 type as uint8, the number S of sequences and D of document bounds as uint64; then the sequences' lengths in tokens
 (int32, S) and offsets in bytes (int64, S), and the sequence at which each document ends, from 0 (int64, D).
 
-An index of 10^9 documents has 28 GB: it is looked through in blocks, and what stays is a memory map.
+An index of 10^9 documents of a sequence each has 20 GB: it is looked through in blocks, and what stays is a memory map.
 """
 
 import struct

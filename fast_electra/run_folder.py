@@ -64,8 +64,6 @@ def claim(config: Config) -> None:
     if saved.exists():
         if not _is_bare(folder):
             _refuse_other_run(config_file.load(saved), config)
-        else:
-            (folder / _INPUTS).unlink(missing_ok=True)  # of a start that ended before it made anything
         if (folder / _SUMMARY).exists():
             return
     elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _BEGUN):
@@ -75,6 +73,8 @@ def claim(config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run_state.take(config.output)
+        if _is_bare(folder):
+            (folder / _INPUTS).unlink(missing_ok=True)  # of a start that ended before it made anything
         config_file.save(config, saved)
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:

@@ -65,6 +65,19 @@ def test_inputs_of_a_start_that_made_nothing_bind_no_other(config):
         run_folder.bind(config.output, {"corpus 1": "abc"})
 
 
+def test_a_start_beside_one_that_builds_leaves_its_inputs(config, monkeypatch):
+    run_folder.claim(config)
+    run_folder.bind(config.output, {"corpus 1": "abc"})
+
+    def held(_folder):
+        raise ValueError("process 1 works here")
+
+    monkeypatch.setattr(run_folder.run_state, "take", held)
+    with pytest.raises(ValueError, match="works here"):
+        run_folder.claim(config)
+    assert run_folder.bound(config.output) == {"corpus 1": "abc"}
+
+
 def test_a_corpus_may_lie_elsewhere_and_nothing_else_may_change(config):
     run_folder.claim(config)
     (Path(config.output) / "metrics.jsonl").touch()
