@@ -68,8 +68,8 @@ SCALES = {
 class Arm:
     """One line of the study. `share`, `rate` and `rows` multiply the scale's updates, peak rate and rows an update.
 
-    `auxiliary` names the arm whose export it samples from, `begins` the one whose weights it begins with where that is
-    another; `settings` are overrides of launchers/pretrain.py.
+    `auxiliary` names the arm whose export it samples from, `begins` the one whose weights it begins with where it
+    samples from another or none; `settings` are overrides of launchers/pretrain.py.
     """
 
     name: str
@@ -119,6 +119,8 @@ MAIN = (
     Arm("frozen_warm", "main", "frozen", "auxiliary", settings=_WARM),
     Arm("two_stage_warm", "main", "two_stage", "auxiliary", settings=_WARM),
     Arm("frozen_embeddings", "main", "frozen", "auxiliary", settings=_WARM | {"initial_layers": 0}),
+    # The joint twin of frozen_warm: its generator is the auxiliary model, trained further.
+    Arm("joint_shallow_warm", "main", "joint_shallow", begins="auxiliary"),
     Arm("mlm", "main", "mlm"),
     Arm("random", "main", "random"),
     # Stock ModernBERT takes no narrower generator with tied embeddings: this one is as wide and deep as the main model.
@@ -181,7 +183,8 @@ ARMS = {arm.name: arm for arm in (*AUXILIARIES, *MAIN, *SCHEDULES, *AUXILIARY_ST
 # What is run in which order: (arms, seeds), seed by seed. Main arms and their seeds come before ablations.
 _FIRST = ("frozen", "joint_shallow", "frozen_warm")
 _SECOND = ("two_stage", "two_stage_warm")
-_OTHERS = tuple(arm.name for arm in MAIN if arm.name not in (*_FIRST, *_SECOND))
+_THIRD = ("joint_shallow_warm",)
+_OTHERS = tuple(arm.name for arm in MAIN if arm.name not in (*_FIRST, *_SECOND, *_THIRD))
 ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (("auxiliary",), (AUXILIARY_SEED,)),
     ((JUDGE[0],), (JUDGE[1],)),
@@ -190,6 +193,7 @@ ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     ((REFERENCE, CONTENDER), (0, 1, 2)),
     (tuple(arm.name for arm in SCHEDULES if arm.name not in (REFERENCE, CONTENDER)), (0,)),
     (_SECOND, (2,)),
+    (_THIRD, (0, 1, 2)),
     (_OTHERS, (0,)),
     (tuple(arm.name for arm in STABILITY), (0,)),
     (tuple(arm.name for arm in AUXILIARIES[2:]), (AUXILIARY_SEED,)),

@@ -38,7 +38,8 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
         "those over seeds; a figure without one is of one seed. A seed changes weights, order, masks and noise, never "
         "the auxiliary model and the judge, with others of which figures differ by more than these ranges (LOG.md, "
         "rows that were withdrawn). What begins with the auxiliary model's weights, or samples from it, has its "
-        f"training behind it ({2 * size.tokens / 1e6:.2f} million tokens) besides its own; no joint arm begins so.",
+        f"training behind it ({2 * size.tokens / 1e6:.2f} million tokens) besides its own; of the joint arms "
+        "`joint_shallow_warm` alone, whose generator is that model trained further.",
         "",
     ]
     twin = {"encoder.num_layers": size.auxiliary_layers, "encoder.hidden_size": size.width}

@@ -168,7 +168,8 @@ class Config:
 
     `initial_weights` is a folder or hub name of an encoder whose weights the run begins with, "auxiliary" for those of
     the auxiliary model, "auto" for the same where there is one and it fits; empty for new ones. At most
-    `initial_layers` of its layers are taken, and never more than both have; 0 takes the embeddings alone.
+    `initial_layers` of its layers are taken, and never more than both have; 0 takes the embeddings alone. The generator
+    of a joint run begins with the same model, LM head included, and so does a masked LM.
     """
 
     recipe: str = "demo"
@@ -235,8 +236,6 @@ class Config:
 
     def _require_initial_weights(self) -> None:
         named, kind = self.initial_weights, self.objective
-        remedy = f"the objective {kind!r} trains a generator beside the encoder, from new weights; leave it out"
-        require(named in ("", "auto") or not kind.startswith("joint"), "initial_weights", named, remedy)
         remedy = f"the objective {kind!r} has no auxiliary model; name a folder or a hub model"
         require(named != "auxiliary" or self.needs_auxiliary, "initial_weights", named, remedy)
         require(self.initial_layers >= 0, "initial_layers", self.initial_layers, "give 0, embeddings alone, or more")

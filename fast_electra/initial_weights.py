@@ -5,18 +5,26 @@ model before it starts (`initial_weights = auxiliary`): ELECTRA's two-stage trai
 With a folder or a name on the hub it goes on from an encoder that somebody has trained.
 
 Both must compute alike, depth and dropout aside; `auto` takes the auxiliary model's weights where they do, and new
-ones elsewhere. The first layers are taken, as many as both have; layers beyond them stay new, and so does the head.
-Tables of more words or absolute positions than the run has are cut.
+ones elsewhere. The first layers are taken, as many as both have; layers beyond them stay new, and so does a
+discriminator's head. A masked LM that the run trains takes the LM head besides: under `mlm` where there is one, and the
+generator of a joint run, which begins with the same encoder as its discriminator, always. Tables of more words or
+absolute positions than the run has are cut.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Size, Tensor
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from fast_electra.auxiliary import refuse_other_vocabulary, unloadable, weights_fingerprint
@@ -26,15 +34,29 @@ from fast_electra.require import require
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"^embeddings")
-_TABLE = re.compile(r"\.(word|tok|position)_embeddings\.weight$")
+_TOKENS = re.compile(r"\.(word|tok)_embeddings\.weight$")
+# Tables, and biases of LM heads: one row for each word or position.
+_TABLE = re.compile(r"\.(word|tok|position)_embeddings\.weight$|(predictions|decoder|lm_head)\.bias$")
 _TOKEN_TYPES = re.compile(r"\.token_type_embeddings\.weight$")
 # Settings that do not change what an encoder computes with the same weights, or that its weights' sizes tell.
 _OF_NO_MATTER = re.compile(
     r"^_|dropout|label|token_id|vocab_size|max_position|num_hidden_layers|layer_types|architectures|dtype|version|initial"
-    r"|tie_|problem|classifier|pooler|output_|return_|chunk|cache|decoder|sparse|reference|repad|deterministic|cutoff"
+    r"|tie_|problem|classifier_(?!activation)|pooler|output_|return_|chunk|cache|decoder|sparse|reference|repad|deterministic|cutoff"
 )
 
 _NOT_LOADED = "replay loads no auxiliary model; name its folder (--initial_weights FOLDER)"
+_ALL_LAYERS = 10**6
+
+
+class Beginning(NamedTuple):
+    """Float32 weights that a run begins with, none where new ones stay.
+
+    `encoder`, by their names in a base model, are the discriminator's; `masked_lm`, by their names in a stock masked
+    LM, those of the one that the run trains: its generator or, under `mlm`, all it has.
+    """
+
+    encoder: dict[str, Tensor]
+    masked_lm: dict[str, Tensor]
 
 
 def foresee(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,36 +64,60 @@ def foresee(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     shape = transformers_config(config.encoder, tokenizer)
     if config.initial_weights == "auxiliary":
         made = transformers_config(config.auxiliary_model.encoder, tokenizer)
-        _refuse("auxiliary", _misfits(_encoder(_unfilled(made)), _encoder(_unfilled(shape)), config.initial_layers))
+        _refuse("auxiliary", _misfits(_unfilled(made), _unfilled(shape), config.initial_layers))
     elif config.initial_weights != "auto":
-        read(config, shape, tokenizer)
+        read(config, shape, None, tokenizer)
 
 
 def read(
-    config: Config, shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Float32 weights of the encoder by their names in a base model of `shape`, and what to note of them.
+    config: Config, shape: PreTrainedConfig, generator: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Beginning, dict[str, Any]]:
+    """What a run begins with, and what to note of it: `shape` is its encoder's, `generator` that of the one it trains.
 
-    There are none for a run that begins with new ones. Raises ValueError where the encoder named does not fit.
+    Raises ValueError where the encoder named does not fit.
     """
     named, automatic = config.initial_weights, config.initial_weights == "auto"
     path = config.auxiliary if automatic or named == "auxiliary" else named
     if not path:
-        return {}, {"initial_misfit": _NOT_LOADED} if automatic and config.objective == "replay" else {}
-    source, here = _load(path), _encoder(_unfilled(shape))
-    misfits = _misfits(_encoder(source), here, config.initial_layers)
+        return Beginning({}, {}), {"initial_misfit": _NOT_LOADED} if automatic and config.objective == "replay" else {}
+    trains_masked_lm = config.objective == "mlm" or generator is not None
+    source, absent = _load(path, AutoModelForMaskedLM if trains_masked_lm else AutoModel)
+    encoder = cast(PreTrainedModel, source.base_model)
+    misfits = _misfits(encoder, _unfilled(shape), config.initial_layers)
     if automatic and misfits:
-        return {}, {"initial_misfit": misfits[0]}
+        return Beginning({}, {}), {"initial_misfit": misfits[0]}
     _refuse(path, misfits)
     refuse_other_vocabulary("initial_weights", path, source, tokenizer)
-    most = min(config.initial_layers, shape.num_hidden_layers)
-    taken = {
-        name: fitted(name, weight.detach(), here.sizes[name])
+    taken = _taken(encoder, _unfilled(shape), config.initial_layers)
+    facts = {"initial_weights": weights_fingerprint(source), "initial_layers": _depth(taken), "initial_from": path}
+    if generator is not None:
+        _refuse_generator(path, source, absent, generator)
+        begun = _taken(source, _unfilled(generator, AutoModelForMaskedLM), _ALL_LAYERS)
+        if config.objective != "joint_decoupled":  # the discriminator's tokens are the generator's
+            taken = {name: weight for name, weight in taken.items() if not _TOKENS.search(name)}
+        return Beginning(taken, begun), facts | {"initial_generator_layers": _depth(begun)}
+    if config.objective != "mlm":
+        return Beginning(taken, {}), facts
+    whole = not absent and config.initial_layers > 0
+    within = {f"{source.base_model_prefix}.{name}": weight for name, weight in taken.items()}
+    wanted = _unfilled(shape, AutoModelForMaskedLM)
+    begun = _taken(source, wanted, config.initial_layers) if whole and not _misfits(source, wanted, 1) else within
+    return Beginning({}, begun), facts | {"initial_lm_head": begun is not within}
+
+
+def _taken(source: PreTrainedModel, wanted: PreTrainedModel, layers: int) -> dict[str, Tensor]:
+    """The weights of `source` that a model like `wanted` takes, in its sizes."""
+    sizes, most = _sizes(wanted), min(layers, wanted.config.num_hidden_layers)
+    return {
+        name: fitted(name, weight.detach(), sizes[name])
         for name, weight in source.named_parameters()
         if _is_taken(name, most)
     }
-    layers = {int(found[1]) for name in taken if (found := _LAYER.search(name))}
-    return taken, {"initial_weights": weights_fingerprint(source), "initial_layers": len(layers), "initial_from": path}
+
+
+def _depth(taken: dict[str, Tensor]) -> int:
+    """How many layers these weights fill."""
+    return len({int(found[1]) for name in taken if (found := _LAYER.search(name))})
 
 
 def fitted(name: str, weight: Tensor, wanted: Size) -> Tensor:
@@ -81,36 +127,29 @@ def fitted(name: str, weight: Tensor, wanted: Size) -> Tensor:
     return weight[:1].expand(wanted) if _TOKEN_TYPES.search(name) else weight[: wanted[0]]
 
 
-class _Encoder(NamedTuple):
-    """What tells whether one encoder's weights serve another: its settings, and its weights' sizes by name."""
-
-    config: PreTrainedConfig
-    sizes: dict[str, Size]
+def _sizes(model: PreTrainedModel) -> dict[str, Size]:
+    return {name: weight.shape for name, weight in model.named_parameters()}
 
 
-def _encoder(model: PreTrainedModel) -> _Encoder:
-    return _Encoder(model.config, {name: weight.shape for name, weight in model.named_parameters()})
-
-
-def _misfits(there: _Encoder, here: _Encoder, layers: int) -> list[str]:
-    """Why `there` cannot begin `here`, a reason each; none where it can."""
-    if there.config.model_type != here.config.model_type:
-        return [f"it is of the kind {there.config.model_type!r}, the run's encoder {here.config.model_type!r}"]
-    of, to = there.config.to_dict(), here.config.to_dict()
+def _misfits(source: PreTrainedModel, wanted: PreTrainedModel, layers: int) -> list[str]:
+    """Why `source` cannot begin `wanted`, a reason each; none where it can. Both are encoders, or both masked LMs."""
+    if source.config.model_type != wanted.config.model_type:
+        return [f"it is of the kind {source.config.model_type!r}, the run's encoder {wanted.config.model_type!r}"]
+    of, to = source.config.to_dict(), wanted.config.to_dict()
     both = sorted(name for name in of.keys() & to.keys() if not _OF_NO_MATTER.search(name))
     found = [f"{name} is {of[name]!r} there, {to[name]!r} here" for name in both if of[name] != to[name]]
     depth = min(of["num_hidden_layers"], to["num_hidden_layers"])
     kinds = [list(each.get("layer_types") or [])[:depth] for each in (of, to)]
     found += [f"layer_types begin with {kinds[0]} there, {kinds[1]} here"] if kinds[0] != kinds[1] else []
-    taken, wanted = (
-        {name: size for name, size in each.sizes.items() if _is_taken(name, min(layers, depth))}
-        for each in (there, here)
+    there, here = (
+        {name: size for name, size in _sizes(model).items() if _is_taken(name, min(layers, depth))}
+        for model in (source, wanted)
     )
-    found += [f"{name} is in one of them alone" for name in sorted(wanted.keys() ^ taken.keys())]
+    found += [f"{name} is in one of them alone" for name in sorted(here.keys() ^ there.keys())]
     return found + [
-        f"{name} has the shape {tuple(taken[name])} there, {tuple(wanted[name])} here"
-        for name in sorted(wanted.keys() & taken.keys())
-        if not _fits(name, taken[name], wanted[name])
+        f"{name} has the shape {tuple(there[name])} there, {tuple(here[name])} here"
+        for name in sorted(here.keys() & there.keys())
+        if not _fits(name, there[name], here[name])
     ]
 
 
@@ -127,27 +166,47 @@ def _refuse(path: str, misfits: list[str]) -> None:
     require(not misfits, "initial_weights", path, f"it does not fit: {'; '.join(misfits[:3])}; {remedy}")
 
 
-def _unfilled(shape: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder of this shape without weights."""
+def _refuse_generator(path: str, source: PreTrainedModel, absent: list[str], generator: PreTrainedConfig) -> None:
+    """Raise ValueError unless a generator of this shape can begin with the masked LM at `path`."""
+    remedy = "the generator's head would be random; name a masked LM (the export of an mlm run, or a generator)"
+    found = f"it has no LM head ({', '.join(absent[:3])} are not in it)"
+    require(not absent, "initial_weights", path, f"{found}: {remedy}")
+    misfits = _misfits(source, _unfilled(generator, AutoModelForMaskedLM), _ALL_LAYERS)
+    remedy = (
+        "discriminator and generator begin with the same encoder, so that both must be as wide: choose joint_shallow, "
+        "or joint with --generator.width_divisor 1"
+    )
+    require(not misfits, "initial_weights", path, f"it does not fit the generator: {'; '.join(misfits[:3])}; {remedy}")
+
+
+def _unfilled(shape: PreTrainedConfig, kind: Any = AutoModel) -> PreTrainedModel:
+    """A model of this shape without weights."""
     with torch.device("meta"):
-        made: PreTrainedModel = AutoModel.from_config(shape)
+        made: PreTrainedModel = kind.from_config(shape)
     return made
 
 
-def _load(path: str) -> PreTrainedModel:
-    """The encoder at `path`. Raises ValueError where there is none, or not the whole of it."""
+def _load(path: str, kind: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The model at `path`, and which weights of an LM head are not in it.
+
+    Raises ValueError where there is none, or not the whole of its encoder.
+    """
     try:
         with _quietly():  # a head that is left out is no news
-            source, info = AutoModel.from_pretrained(
+            source, info = kind.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, weights_only=True, trust_remote_code=False
             )
     except Exception as error:  # whatever a damaged or foreign file makes transformers, safetensors or torch raise
         raise unloadable("initial_weights", path, "encoder", error) from error
-    absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    model: PreTrainedModel = source
+    within = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    of_encoder = [key for key in missing if key.startswith(within)]
     remedy = "they would be random; use a checkpoint that holds the whole encoder"
-    require(not absent, "initial_weights", path, f"weights such as {', '.join(absent[:3])} are not in it: {remedy}")
-    made: PreTrainedModel = source
-    return made
+    require(
+        not of_encoder, "initial_weights", path, f"weights such as {', '.join(of_encoder[:3])} are not in it: {remedy}"
+    )
+    return model, [key for key in missing if not key.startswith(within)]
 
 
 @contextmanager

@@ -146,13 +146,14 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
     with parallel.first_on_each_machine():
-        weights, of_weights = initial_weights.read(config, shape, tokenizer)
+        generator_shape = objective.generator_shape if isinstance(objective, Joint) else None
+        beginning, of_weights = initial_weights.read(config, shape, generator_shape, tokenizer)
     facts |= of_weights
     on_rank_zero(lambda: run_folder.bind(config.output, batches.identity() | _bound(facts)))
-    engine, num_weights = _engine(config, settings, partial(objective.module, shape), weights)
+    engine, num_weights = _engine(config, settings, partial(objective.module, shape), beginning)
     generator = None
     if isinstance(objective, Decoupled):
-        objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module)
+        objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module, beginning)
         generator, num_weights = objective.generator, num_weights + more
     micro_batch_rows = engine.train_micro_batch_size_per_gpu()
     flops_per_token, separated = run_flops.counted(
@@ -200,16 +201,14 @@ def _engine(
     config: Config,
     settings: dict[str, Any],
     make: Callable[[str, torch.dtype], nn.Module],
-    weights: dict[str, Tensor] | None = None,
+    beginning: initial_weights.Beginning,
 ) -> tuple[parallel.Engine, int]:
-    """The engine around the module that `make` builds, begun with `weights` (let go of then), and its size."""
+    """The engine around the module that `make` builds, with what it begins with in place, and its size."""
     settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     torch.manual_seed(config.seed)
     with parallel.building(settings):
         module = make(_attention(config), dtype_of(config))
-    if weights:
-        sharded_weights.assign_weights(cast(Any, module).model.base_model, weights)
-        weights.clear()
+    sharded_weights.begin(module, beginning)
     if config.run.activation_checkpointing:
         recompute_activations(module)
     num_weights = sharded_weights.num_weights(module)

@@ -8,6 +8,20 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from fast_electra import parallel
+from fast_electra.auxiliary import MaskedLM
+from fast_electra.discriminator import ReplacedTokenDetection
+from fast_electra.initial_weights import Beginning
+
+
+def begin(module: nn.Module, beginning: Beginning) -> None:
+    """Put what a run begins with into the models within `module`, and let go of it."""
+    for part in module.modules():
+        if isinstance(part, ReplacedTokenDetection):
+            assign_weights(part.model.base_model, beginning.encoder)
+            beginning.encoder.clear()
+        elif isinstance(part, MaskedLM):
+            assign_weights(part.model, beginning.masked_lm)
+            beginning.masked_lm.clear()
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from conftest import TINY, launch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, ElectraConfig, RobertaConfig
 
-from fast_electra import initial_weights, recipes, run_folder, setup_run
+from fast_electra import discriminator, initial_weights, recipes, run_folder, setup_run
 from fast_electra.config import EncoderConfig
+from fast_electra.decoupled import Decoupled
 from fast_electra.encoder import transformers_config
-from fast_electra.sharded_weights import assign_weights
-from fast_electra.summary import describe
+from fast_electra.joint import DisentangledEmbedding, Joint
+from fast_electra.objectives import Mlm
+from fast_electra.sharded_weights import assign_weights, begin
+from fast_electra.summary import begun, describe
 
 SHAPE = EncoderConfig(num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=64)
 
@@ -34,7 +38,9 @@ def taken(path, tokenizer, layers=1_000, **sizes):
     """(weights, facts) that a run of this shape begins with."""
     shape = replace(SHAPE, **sizes)
     config = replace(recipes.get("demo"), encoder=shape, initial_weights=path, initial_layers=layers)
-    return initial_weights.read(config, transformers_config(shape, tokenizer), tokenizer)
+    beginning, facts = initial_weights.read(config, transformers_config(shape, tokenizer), None, tokenizer)
+    assert beginning.masked_lm == {}
+    return beginning.encoder, facts
 
 
 @pytest.mark.parametrize(
@@ -122,8 +128,7 @@ def test_the_published_base_models_fit(published, kind, tiny_tokenizer):
     """bert-base-uncased, roberta-base and google/electra-base-discriminator, as their config.json gives them."""
     encoder = EncoderConfig(kind, 12, 768, 12, 3072, dropout=0.1, attention_dropout=0.1)
     there, here = (
-        initial_weights._encoder(initial_weights._unfilled(each))
-        for each in (published, transformers_config(encoder, tiny_tokenizer))
+        initial_weights._unfilled(each) for each in (published, transformers_config(encoder, tiny_tokenizer))
     )
     assert initial_weights._misfits(there, here, 12) == []
 
@@ -196,15 +201,15 @@ def test_auto_takes_the_auxiliary_models_weights_where_they_fit(objective, sizes
     path = saved(tmp_path, tiny_tokenizer, **sizes)
     demo = replace(recipes.get("demo"), objective=objective, encoder=SHAPE, initial_weights="auto")
     config = replace(demo, auxiliary=path if demo.needs_auxiliary else "")
-    weights, facts = initial_weights.read(config, transformers_config(SHAPE, tiny_tokenizer), tiny_tokenizer)
-    assert (bool(weights), "initial_from" in facts) == (fits, fits)
+    beginning, facts = initial_weights.read(config, transformers_config(SHAPE, tiny_tokenizer), None, tiny_tokenizer)
+    assert (bool(beginning.encoder), "initial_from" in facts) == (fits, fits)
     assert ("initial_misfit" in facts) == (not fits and demo.needs_auxiliary)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "joint_shallow", "initial_weights": "somewhere"}, "trains a generator beside the encoder"),
+        ({"objective": "joint_shallow", "initial_weights": "auxiliary"}, "has no auxiliary model"),
         ({"objective": "mlm", "initial_weights": "auxiliary"}, "has no auxiliary model"),
         ({"initial_layers": -2}, "give 0, embeddings alone, or more"),
     ],
@@ -212,6 +217,130 @@ def test_auto_takes_the_auxiliary_models_weights_where_they_fit(objective, sizes
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         replace(recipes.get("demo"), **settings)
+
+
+def joint(objective, path, tokenizer, layers=1_000, **sizes):
+    """(what the objective's engines train, what they begin with, what is noted of it) for a run on `path`."""
+    shape = replace(SHAPE, num_layers=4, **sizes)
+    demo = recipes.get("demo")
+    config = replace(
+        demo,
+        objective=objective,
+        encoder=shape,
+        initial_weights=path,
+        initial_layers=layers,
+        generator=replace(demo.generator, width_divisor=1, depth_divisor=2, gdes_depth_divisor=2),
+    )
+    of = (Decoupled if objective == "joint_decoupled" else Joint)(config, tokenizer)
+    own = transformers_config(shape, tokenizer)
+    torch.manual_seed(1)
+    modules = [of.module(own, "eager", torch.float32).eval()]
+    if objective == "joint_decoupled":
+        modules.append(of.generator_module("eager", torch.float32).eval())
+        of.generator = SimpleNamespace(module=modules[1])
+    beginning, facts = initial_weights.read(config, own, of.generator_shape, tokenizer)
+    return of, modules, beginning, facts
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "electra", "bert", "roberta", "deberta-v2"])
+@pytest.mark.parametrize("objective", ["joint", "joint_shallow", "joint_gdes", "joint_decoupled"])
+def test_both_models_of_a_joint_run_begin_with_one_masked_lm(objective, kind, tiny_tokenizer, tmp_path):
+    if kind != "electra" and objective == "joint":
+        kind = "modernbert"
+    path = saved(tmp_path, tiny_tokenizer, model_type=kind, num_layers=2)
+    of, modules, beginning, facts = joint(objective, path, tiny_tokenizer, model_type=kind)
+    source = AutoModelForMaskedLM.from_pretrained(path).eval()
+    model, generator = modules[0].discriminator.model, of.generator_of(modules[0])
+    new = model.state_dict()["classifier.weight" if kind != "electra" else "discriminator_predictions.dense.weight"]
+    before = new.clone()
+    for module in modules:
+        begin(module, beginning)
+    assert beginning == ({}, {}), "let go of"
+    assert torch.equal(new, before), "the discriminator's head stays new"
+    tokens = torch.randint(6, len(tiny_tokenizer), (2, 20))
+    positions = torch.tensor([[3, 7, 9], [1, 2, 18]])
+    expected = source(tokens).logits[torch.arange(2).unsqueeze(1), positions]
+    if generator.config.num_hidden_layers == 2:
+        lm = modules[-1].lm if objective == "joint_decoupled" else modules[0].generator
+        torch.testing.assert_close(lm(tokens, positions), expected)
+    table = source.get_input_embeddings().weight
+    assert torch.equal(generator.get_input_embeddings().weight, table)
+    own = model.get_input_embeddings()
+    torch.testing.assert_close(own(tokens), source.get_input_embeddings()(tokens))
+    assert isinstance(own, DisentangledEmbedding) == (objective == "joint_gdes")
+    there = dict(source.base_model.named_parameters())
+    layers = 0
+    for name, weight in model.base_model.named_parameters():
+        if name in there and "tok_embeddings" not in name and "word_embeddings" not in name:
+            assert torch.equal(weight, there[name]), name
+            layers += "layer" in name
+    assert layers > 0
+    depth = 4 if objective == "joint" else 2
+    assert generator.config.num_hidden_layers == depth
+    assert (facts["initial_layers"], facts["initial_generator_layers"]) == (2, 2)
+
+
+def test_a_joint_runs_generator_takes_all_layers_whatever_its_discriminator_takes(tiny_tokenizer, tmp_path):
+    path = saved(tmp_path, tiny_tokenizer, num_layers=2)
+    facts = joint("joint_shallow", path, tiny_tokenizer, layers=0)[-1]
+    assert (facts["initial_layers"], facts["initial_generator_layers"]) == (0, 2)
+
+
+def test_a_generator_that_cannot_begin_so_is_refused(tiny_tokenizer, tmp_path):
+    path = saved(tmp_path / "lm", tiny_tokenizer, model_type="electra")
+    demo = replace(recipes.get("demo"), objective="joint", encoder=replace(SHAPE, model_type="electra"))
+    narrow = replace(demo, initial_weights=path, generator=replace(demo.generator, width_divisor=2))
+    shapes = transformers_config(narrow.encoder, tiny_tokenizer), Joint(narrow, tiny_tokenizer).generator_shape
+    with pytest.raises(
+        ValueError, match=r"does not fit the generator: hidden_size is 32 there, 16 here.*joint_shallow"
+    ):
+        initial_weights.read(narrow, *shapes, tiny_tokenizer)
+    shape = transformers_config(SHAPE, tiny_tokenizer)
+    discriminator.build(shape, "eager", torch.float32).save_pretrained(tmp_path / "export")
+    tiny_tokenizer.save_pretrained(tmp_path / "export")
+    with pytest.raises(ValueError, match=r"no LM head \(decoder.bias.*name a masked LM"):
+        joint("joint_shallow", str(tmp_path / "export"), tiny_tokenizer)
+
+
+def test_a_longer_vocabulary_is_cut_in_the_lm_head_too(tiny_tokenizer, tmp_path):
+    longer = transformers_config(replace(SHAPE, num_layers=2), tiny_tokenizer)
+    longer.vocab_size += 24
+    AutoModelForMaskedLM.from_config(longer).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    _, _, beginning, _ = joint("joint_shallow", str(tmp_path), tiny_tokenizer)
+    assert len(beginning.masked_lm["decoder.bias"]) == len(tiny_tokenizer)
+
+
+@pytest.mark.parametrize("layers", [1_000, 0])
+@pytest.mark.parametrize("head", [True, False])
+def test_a_masked_lm_goes_on_with_its_head_where_there_is_one(head, layers, tiny_tokenizer, tmp_path):
+    shape = transformers_config(SHAPE, tiny_tokenizer)
+    torch.manual_seed(0)
+    there = AutoModelForMaskedLM.from_config(shape) if head else discriminator.build(shape, "eager", torch.float32)
+    with torch.no_grad():
+        for weight in there.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    there.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = replace(
+        recipes.get("demo"), objective="mlm", encoder=SHAPE, initial_weights=str(tmp_path), initial_layers=layers
+    )
+    module = Mlm(4).module(shape, "eager", torch.float32).eval()
+    before = {name: weight.clone() for name, weight in module.model.named_parameters()}
+    beginning, facts = initial_weights.read(config, shape, None, tiny_tokenizer)
+    begin(module, beginning)
+    whole = head and layers > 0
+    assert facts["initial_lm_head"] == whole
+    assert ("with its LM head" in begun(facts)) == whole
+    after, source = dict(module.model.named_parameters()), dict(there.named_parameters())
+    of_head = {name for name in after if not name.startswith("model.")}
+    assert of_head == {"head.dense.weight", "head.norm.weight", "decoder.bias"}
+    for name in of_head:
+        assert torch.equal(after[name], source[name] if whole else before[name])
+    of_encoder = [name for name in after if name.startswith("model.layers.")]
+    assert len(of_encoder) == 3 * 6 - 1
+    for name in of_encoder:
+        assert torch.equal(after[name], source[name] if layers else before[name])
 
 
 @pytest.mark.parametrize(("stage", "num_processes"), [(1, 1), (3, 2)])
@@ -241,6 +370,36 @@ def test_a_run_begins_with_its_auxiliary_models_weights(stage, num_processes, ti
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "begun with   the embeddings and 2 layers of" in describe(summary)
     assert f"{tmp_path / 'run'} begins with the embeddings and 2 layers of" in done.stdout, "said before it trains"
+
+
+@pytest.mark.parametrize("objective", ["joint_gdes", "joint_decoupled"])
+def test_a_joint_run_on_two_processes_under_zero3_begins_with_a_masked_lm(objective, tiny_corpus, tmp_path):
+    """At a rate of next to nothing its generator ends as the masked LM that it began with; so do the discriminator's
+    first layers, the other two are new."""
+    still = ["--optimizer.peak_learning_rate=1e-12", "--optimizer.weight_decay=0", "--run.steps=2"]
+    launch(*TINY, "--objective=mlm", f"--corpus={tiny_corpus}", f"--output={tmp_path / 'lm'}", *still)
+    launch(
+        *TINY,
+        *still,
+        f"--objective={objective}",
+        f"--initial_weights={tmp_path / 'lm' / 'export'}",
+        "--encoder.num_layers=4",
+        "--generator.depth_divisor=2",
+        f"--corpus={tiny_corpus}",
+        f"--output={tmp_path / 'run'}",
+        "--deepspeed=ds_configs/zero3.json",
+        num_processes=2,
+    )
+    before, generator, export = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("lm/export", "run/generator", "run/export")
+    )
+    assert generator.keys() == before.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(generator[name], weight, rtol=2**-8, atol=1e-6)
+        if name.startswith("model."):
+            torch.testing.assert_close(export[name], weight, rtol=2**-8, atol=1e-6)
+    said = describe(json.loads((tmp_path / "run" / "summary.json").read_text()))
+    assert "its generator with 2 layers and the LM head of it" in said
 
 
 def test_auto_goes_with_every_objective():
