@@ -7,7 +7,7 @@ a discriminator learns nothing from one that is not past the unigram plateau; al
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 AUXILIARY_SEED = 200
@@ -80,7 +80,7 @@ class Arm:
     share: float = 1.0
     rate: float = 1.0
     rows: int = 1
-    depth: str = "full"  # or "auxiliary"
+    depth: str = "full"  # or "auxiliary", or "half_auxiliary"
     settings: dict[str, object] = field(default_factory=dict)
 
 
@@ -101,7 +101,8 @@ JUDGE_SHAPE: dict[str, object] = {
     "encoder.intermediate_size": 352,
 }
 RATES = (1, 2, 4, 8)
-_STABILITY = ("frozen", "joint_shallow", "two_stage")
+# Which is compared with which, from new weights and begun with the auxiliary model's.
+STEADY = (("frozen", "joint_shallow", "two_stage"), ("frozen_warm", "joint_shallow_warm", "two_stage_warm"))
 
 AUXILIARIES = (
     Arm("auxiliary", "auxiliary", "mlm", depth="auxiliary", rows=2),
@@ -110,6 +111,7 @@ AUXILIARIES = (
     Arm("auxiliary_half", "auxiliary", "mlm", depth="auxiliary", share=0.5, rows=2),
     Arm("auxiliary_quarter", "auxiliary", "mlm", depth="auxiliary", share=0.25, rows=2),
     Arm("auxiliary_deep", "auxiliary", "mlm", rows=2),
+    Arm("auxiliary_shallow", "auxiliary", "mlm", depth="half_auxiliary", rows=2),
 )
 MAIN = (
     Arm("frozen", "main", "frozen", "auxiliary"),
@@ -126,6 +128,7 @@ MAIN = (
     # Stock ModernBERT takes no narrower generator with tied embeddings: this one is as wide and deep as the main model.
     Arm("joint", "main", "joint", settings={"generator.width_divisor": 1}),
     Arm("unigram", "main", "unigram"),
+    Arm("unigram_warm", "main", "unigram", begins="auxiliary"),
     Arm("joint_gdes", "main", "joint_gdes"),
     Arm("replay", "main", "replay", "auxiliary"),
 )
@@ -160,19 +163,14 @@ SCHEDULES = (
 )
 AUXILIARY_STRENGTHS = tuple(
     Arm(f"frozen_{strength}", "strength", "frozen", f"auxiliary_{strength}", begins="auxiliary", share=0.5)
-    for strength in ("quarter", "half", "deep")
+    for strength in ("quarter", "half", "deep", "shallow")
 )
+_BY_NAME = {arm.name: arm for arm in MAIN}
 STABILITY = tuple(
-    Arm(
-        f"{objective}_x{rate}",
-        "rate",
-        objective,
-        "" if objective == "joint_shallow" else "auxiliary",
-        share=0.5,
-        rate=rate,
-    )
+    replace(_BY_NAME[name], name=f"{name}_x{rate}", group="rate", share=0.5, rate=rate)
+    for names in STEADY
     for rate in RATES
-    for objective in _STABILITY
+    for name in names
 )
 CONTROL = (
     Arm("electra_frozen", "control", "frozen", "auxiliary", settings=_ELECTRA),
@@ -183,7 +181,7 @@ ARMS = {arm.name: arm for arm in (*AUXILIARIES, *MAIN, *SCHEDULES, *AUXILIARY_ST
 # What is run in which order: (arms, seeds), seed by seed. Main arms and their seeds come before ablations.
 _FIRST = ("frozen", "joint_shallow", "frozen_warm")
 _SECOND = ("two_stage", "two_stage_warm")
-_THIRD = ("joint_shallow_warm",)
+_THIRD = ("joint_shallow_warm", "unigram_warm")
 _OTHERS = tuple(arm.name for arm in MAIN if arm.name not in (*_FIRST, *_SECOND, *_THIRD))
 ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (("auxiliary",), (AUXILIARY_SEED,)),
@@ -233,7 +231,8 @@ def masked_lms(arm: Arm) -> set[str]:
 
 def overrides(arm: Arm, seed: int, scale: Scale) -> dict[str, object]:
     """The arm's settings for launchers/pretrain.py; folders and models are left to the study."""
-    layers = {"full": scale.layers, "auxiliary": scale.auxiliary_layers}[arm.depth]
+    depths = {"full": scale.layers, "auxiliary": scale.auxiliary_layers, "half_auxiliary": scale.auxiliary_layers // 2}
+    layers = max(1, depths[arm.depth])
     steps = round(scale.steps * arm.share)
     electra = arm.settings.get("encoder.model_type") == "electra"
     return {

@@ -16,12 +16,12 @@ _MOST_FREQUENT = {"CoLA": 0.0, "SST-2": 0.509, "MRPC": 0.748, "STS-B": 0.0, "RTE
 
 
 def quality_section(found: Sequence[Row], folder: Path) -> list[str]:
-    """Every scale that has rows."""
+    """Every scale that has rows, the largest first."""
     every = rows.select(found, "quality")
     lines = ["## Quality", ""]
     if not every:
         return [*lines, "No arm of the study has been run here: `make study` runs them.", ""]
-    for scale in dict.fromkeys(row["scale"] for row in every):
+    for scale in sorted({row["scale"] for row in every}, key=lambda name: arms.SCALES[name].tokens, reverse=True):
         lines += _scale(scale, [row for row in every if row["scale"] == scale], folder)
     return [*lines, *formulas(every)]
 
@@ -193,14 +193,16 @@ def _rates(found: Sequence[Row]) -> list[str]:
     tried = rows.select(found, "quality", group="rate")
     if not tried:
         return []
-    objectives = list(dict.fromkeys(row["objective"] for row in tried))
-    content = []
-    for objective in objectives:
-        cells = []
-        for rate in arms.RATES:
-            of = rows.select(tried, "quality", arm=f"{objective}_x{rate}")
-            cells.append(_rate_cell(of[0]) if of else "not run")
-        content.append((objective, *cells))
+    content, steadiness = [], []
+    for names in arms.STEADY:
+        present = [name for name in names if any(row["arm"].startswith(f"{name}_x") for row in tried)]
+        for name in present:
+            cells = []
+            for rate in arms.RATES:
+                of = rows.select(tried, "quality", arm=f"{name}_x{rate}")
+                cells.append(_rate_cell(of[0]) if of else "not run")
+            content.append((name, *cells))
+        steadiness += _steadiness(tried, *names[:2])
     lines = [
         "#### Learning rates",
         "",
@@ -208,12 +210,12 @@ def _rates(found: Sequence[Row]) -> list[str]:
         "seed, so that nothing is concluded from small differences.",
         "",
     ]
-    return [*lines, *table(1, ("objective", *(f"x{rate}" for rate in arms.RATES)), content), *_steadiness(tried)]
+    return [*lines, *table(1, ("arm", *(f"x{rate}" for rate in arms.RATES)), content), *steadiness]
 
 
-def _steadiness(tried: Sequence[Row]) -> list[str]:
+def _steadiness(tried: Sequence[Row], frozen: str, joint: str) -> list[str]:
     """The paper's claim of steadier training, as far as one seed tells."""
-    ours, theirs = (verdicts.highest_rate(tried, objective) for objective in ("frozen", "joint_shallow"))
+    ours, theirs = (verdicts.highest_rate(tried, name) for name in (frozen, joint))
     if ours is None or theirs is None:
         return []
     if ours == theirs:
@@ -221,8 +223,8 @@ def _steadiness(tried: Sequence[Row]) -> list[str]:
     else:
         said = f"so far it {verdicts.HOLDS if ours > theirs else verdicts.FAILS}"
     return [
-        f"Steadier training than joint, by the highest of these rates up to which no run collapsed (`frozen` x{ours}, "
-        f"`joint_shallow` x{theirs}): {said}, by one seed, which settles nothing.",
+        "Steadier training than joint, by the highest of these rates up to which no run collapsed "
+        f"(`{frozen}` x{ours}, `{joint}` x{theirs}): {said}, by one seed, which settles nothing.",
         "",
     ]
 
@@ -234,9 +236,7 @@ def _rate_cell(row: Row) -> str:
     return told + (" (collapsed)" if verdicts.collapsed(row) else "")
 
 
-_SAMPLER = (
-    "What differs is the model that samples; all begin with the weights of `auxiliary`, and none of these is smaller."
-)
+_SAMPLER = "What differs is the model that samples; all begin with the weights of `auxiliary`."
 
 
 def _knows(found: Sequence[Row], arm: str) -> Spread:

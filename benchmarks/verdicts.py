@@ -70,6 +70,7 @@ CLAIMS = (
     ),
     Claim("replacement paths prepared offline lose nothing", "replay", "frozen"),
     Claim("a model's samples are better than a unigram statistic's", "frozen", "unigram", True),
+    Claim("the same, both begun with the auxiliary model's weights", "frozen_warm", "unigram_warm", True),
     Claim("a model's samples are better than random words", "frozen", "random", True),
 )
 
@@ -153,14 +154,14 @@ def collapsed(row: Row) -> bool:
     return bool(row["judge_loss"] > COLLAPSED * floor and row["judge_auc"] < UNRANKED)
 
 
-def highest_rate(found: Sequence[Row], objective: str) -> int | None:
-    """The highest multiple of the peak learning rate up to which none of an objective's runs collapsed.
+def highest_rate(found: Sequence[Row], main_arm: str) -> int | None:
+    """The highest multiple of the peak learning rate up to which none of a main arm's runs collapsed.
 
     0 where the lowest tried did, None where none was tried.
     """
     highest = None
     for rate in arms.RATES:
-        members = rows.select(found, "quality", arm=f"{objective}_x{rate}")
+        members = rows.select(found, "quality", arm=f"{main_arm}_x{rate}")
         if members and any(map(collapsed, members)):
             return highest or 0
         highest = rate if members else highest
