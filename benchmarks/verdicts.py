@@ -58,6 +58,12 @@ CLAIMS = (
     Claim("on a par with joint training (METRO's generator)", "frozen", "joint_shallow"),
     Claim("the same, ours begun with the auxiliary model's weights", "frozen_warm", "joint_shallow"),
     Claim("the same, both begun with the auxiliary model's weights", "frozen_warm", "joint_shallow_warm"),
+    Claim(
+        "better than joint training, at fewer FLOPs with its auxiliary model's counted (ours)",
+        "frozen_warm_quarter",
+        "joint_shallow",
+        True,
+    ),
     Claim("on a par with joint training (generator of full size)", "frozen", "joint"),
     Claim("on a par with DeBERTaV3's joint training", "frozen", "joint_gdes"),
     Claim("a descending temperature is better than T = 1 throughout (two-stage)", "frozen", "two_stage", True),

@@ -236,7 +236,10 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "| constant_1 | 12.0 % | 0.500 |" in page
     assert "The judge is of the auxiliary model's shape" not in page
     assert "The second judge is `auxiliary_deep`" in page
-    assert "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, joint_shallow_warm, random" in page
+    assert (
+        "Not run yet: frozen_warm, two_stage_warm, frozen_embeddings, frozen_warm_quarter, joint_shallow_warm, random"
+        in page
+    )
     assert "| linear | 12.0 % | 0.700 |" in page
     assert f"| {arms.REFERENCE} | 12.0 % | 0.705 (0.700 to 0.710) |" in page
     assert "| mlm | 1 | - | - | - | 0.150 | 0.550 | 0 of 1 |" in page
