@@ -1,4 +1,4 @@
-"""Pictures of the quality study: each arm's figures against its FLOPs, and BLiMP on the way."""
+"""Pictures of the quality study: each arm's figures against its FLOPs, BLiMP on the way, and what was varied."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.arms import CONTROL, MAIN
+from benchmarks.arms import AUXILIARY_STRENGTHS, CONTROL, MAIN, RATES, REFERENCE, STEADY
 from benchmarks.rows import Row
-from benchmarks.verdicts import METRICS
+from benchmarks.verdicts import CHANCE, METRICS, collapsed, knows, spread
 
 _FAINT = "#d9d9d9"
+_LEAST_HEIGHT = 0.1
 _COLOURS = {
     arm.name: matplotlib.colormaps["tab20"](2 * number % 20 + number // 10)
     for number, arm in enumerate((*MAIN, *CONTROL))
@@ -66,6 +68,56 @@ def curves(found: Sequence[Row], path: Path) -> None:
                 axis.plot(steps, values, _LINES[name], color=_COLOURS[name], label=label, linewidth=1.2, marker=".")
         _dress(axis, title, "updates")
     _save(figure, axes, path)
+
+
+def varied(found: Sequence[Row], path: Path) -> bool:
+    """ROC-AUC against what the sampling model knows, and against the learning rate; False where nothing was varied."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    _strengths(axes[0], found)
+    _rates(axes[1], found)
+    drawn = any(axis.has_data() for axis in axes)
+    if drawn:
+        _save(figure, axes[1:], path)
+    plt.close(figure)
+    return drawn
+
+
+def _strengths(axis: Axes, found: Sequence[Row]) -> None:
+    for name in (REFERENCE, *(arm.name for arm in AUXILIARY_STRENGTHS)):
+        judged, known = spread(found, name, "judge_auc"), knows(found, name)
+        if judged.values and known.values:
+            axis.scatter([100 * known.mean] * len(judged.values), judged.values, color="#1f77b4", s=28)
+            axis.annotate(
+                _sampler(found, name), (100 * known.mean, judged.mean), (-8, -13), textcoords="offset points", fontsize=7
+            )
+    axis.margins(x=0.15)
+    if axis.has_data():  # no narrower than a difference that would matter
+        middle, height = sum(axis.get_ylim()) / 2, max(_LEAST_HEIGHT, np.ptp(axis.get_ylim()))
+        axis.set_ylim(middle - height / 2, middle + height / 2)
+    _dress(
+        axis,
+        "ROC-AUC, judged: begun with one model's weights, sampled from another",
+        "% of masked tokens the sampler predicts",
+    )
+
+
+def _sampler(found: Sequence[Row], arm: str) -> str:
+    return str(next(row["auxiliary"] for row in found if row["arm"] == arm)).removeprefix("auxiliary_")
+
+
+def _rates(axis: Axes, found: Sequence[Row]) -> None:
+    for name in (name for names in STEADY for name in names):
+        points = {row["arm"].rpartition("_x")[2]: row for row in found if row["arm"].rpartition("_x")[0] == name}
+        rates = [rate for rate in RATES if str(rate) in points]
+        values = [CHANCE if "diverged" in points[str(rate)] else points[str(rate)]["judge_auc"] for rate in rates]
+        if rates:
+            axis.plot(rates, values, _LINES[name], color=_COLOURS[name], label=name, linewidth=1.2, marker=".")
+        fallen = [(rate, value) for rate, value in zip(rates, values, strict=True) if collapsed(points[str(rate)])]
+        if fallen:
+            axis.scatter(*zip(*fallen, strict=True), color=_COLOURS[name], marker="x", s=50)
+    axis.set_xscale("log", base=2, subs=[])
+    axis.set_xticks(RATES, [f"x{rate}" for rate in RATES])
+    _dress(axis, "ROC-AUC, judged: half the updates (crosses: collapsed)", "peak learning rate")
 
 
 def _dress(axis: Axes, title: str, label: str) -> None:

@@ -72,6 +72,8 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
         lines += [f"![Quality against FLOPs](quality_{scale}.png)", ""]
         lines += ["Curves of ROC-AUC are each on the run's own samples, and do not compare between arms.", ""]
         lines += [f"![Curves](curves_{scale}.png)", ""]
+        if quality_plots.varied(found, folder / f"varied_{scale}.png"):
+            lines += [f"![What was varied](varied_{scale}.png)", ""]
     return lines
 
 
@@ -239,12 +241,6 @@ def _rate_cell(row: Row) -> str:
 _SAMPLER = "What differs is the model that samples; all begin with the weights of `auxiliary`."
 
 
-def _knows(found: Sequence[Row], arm: str) -> Spread:
-    """What the judging of its auxiliary model found: one share of held-out masked tokens for all arms that share it."""
-    names = {row.get("auxiliary") or "" for row in rows.select(found, "quality", arm=arm)} - {""}
-    return spread(found, min(names, default=""), "judge_accuracy")
-
-
 def _ablations(found: Sequence[Row]) -> list[str]:
     """Schedules and auxiliary models beside the schedule that is the default."""
     lines: list[str] = []
@@ -263,7 +259,7 @@ def _ablations(found: Sequence[Row]) -> list[str]:
         content = (
             (
                 arm,
-                percent(known.mean) if (known := _knows(found, arm)).values else "-",
+                percent(known.mean) if (known := verdicts.knows(found, arm)).values else "-",
                 *(spread(found, arm, metric) for metric in ("judge_auc", "blimp")),
             )
             for arm in beside | tried

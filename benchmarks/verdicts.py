@@ -114,6 +114,12 @@ def spread(found: Sequence[Row], arm: str, metric: str) -> Spread:
     return Spread(tuple(value for value in each if value is not None))
 
 
+def knows(found: Sequence[Row], arm: str) -> Spread:
+    """What the judging of its auxiliary model found: one share of held-out masked tokens for all arms that share it."""
+    names = {row.get("auxiliary") or "" for row in rows.select(found, "quality", arm=arm)} - {""}
+    return spread(found, min(names, default=""), "judge_accuracy")
+
+
 def verdict(method: Spread, rival: Spread, better: bool, at_chance: float = MARGIN) -> str:
     """By the rule above; a mean no more than `at_chance` above it is at chance."""
     if min(len(method.values), len(rival.values)) < 2:

@@ -247,7 +247,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     assert "| frozen | 1 | 0.523 |" in page, "fine-tuned"
     assert "| *the most frequent answer* |  | 0.527 |" in page
     assert "150.0 %" in page, "the auxiliary model's training counted"
-    for name in ("quality_2x96.png", "curves_2x96.png"):
+    for name in ("quality_2x96.png", "curves_2x96.png", "varied_2x96.png"):
         assert f"]({name})" in page
         assert (tmp_path / name).stat().st_size > 5000
     assert "`make study` runs them" in "\n".join(quality_sections.quality_section([], tmp_path))
