@@ -87,9 +87,8 @@ def _strengths(axis: Axes, found: Sequence[Row]) -> None:
         judged, known = spread(found, name, "judge_auc"), knows(found, name)
         if judged.values and known.values:
             axis.scatter([100 * known.mean] * len(judged.values), judged.values, color="#1f77b4", s=28)
-            axis.annotate(
-                _sampler(found, name), (100 * known.mean, judged.mean), (-8, -13), textcoords="offset points", fontsize=7
-            )
+            at = (100 * known.mean, judged.mean)
+            axis.annotate(_sampler(found, name), at, (-8, -13), textcoords="offset points", fontsize=7)
     axis.margins(x=0.15)
     if axis.has_data():  # no narrower than a difference that would matter
         middle, height = sum(axis.get_ylim()) / 2, max(_LEAST_HEIGHT, np.ptp(axis.get_ylim()))
