@@ -39,6 +39,8 @@ FORMULA = (
 )
 GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
+# In a run folder: the code that trained it, which is not always the code that judges it.
+_TRAINED = "trained.json"
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,10 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
             if lines and _DIVERGED in lines[-1]:
                 return diverged(study, arm, seed, lines[-1])
             raise RuntimeError(f"{arm.name}, seed {seed}: {lines[-1] if lines else 'failed'} (see {log})")
+        if (run / "summary.json").exists() and not (run / _TRAINED).exists():
+            partial = run / (_TRAINED + ".part")
+            partial.write_text(json.dumps(rows.provenance("quality")))
+            partial.replace(run / _TRAINED)
     return row(study, arm, seed)
 
 
@@ -191,7 +197,8 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "dtype": summary["dtype"],
         "formula": FORMULA,
         "n": 1,
-        **rows.provenance("quality"),
+        **json.loads((run / _TRAINED).read_text()),
+        "judged_by": rows.commit(),
     }
 
 

@@ -396,6 +396,23 @@ def test_the_committed_page_shows_the_committed_rows(tmp_path):
     assert "\n".join(lines).strip() in (results / "report" / "report.md").read_text()
 
 
+def test_a_row_that_is_made_again_says_which_code_trained_and_which_judged(tmp_path, monkeypatch):
+    study = quality.Study("2x96", "some/corpus", "", tmp_path, tmp_path / "none.jsonl")
+    run = study.run("mlm", 0)
+    run.mkdir(parents=True)
+    counted = dict.fromkeys(("flops_per_token", "tokens", "steps", "weights", "tokens_per_second"), 1)
+    (run / "summary.json").write_text(json.dumps(counted | {"dtype": "float32"}))
+    (run / "scores.json").write_text(json.dumps({"judged": {}, "blimp": None}))
+    (run / "metrics.jsonl").touch()
+    monkeypatch.setattr(quality, "commands", lambda *_: [["true"] * 2])
+    made_by = []
+    with (tmp_path / "lock").open("w") as lock:
+        for now in ("first", "later"):
+            monkeypatch.setattr(rows, "commit", lambda now=now: now)
+            made_by.append(quality.perform(study, arms.ARMS["mlm"], 0, sorted(os.sched_getaffinity(0)), lock))
+    assert [(row["commit"], row["judged_by"]) for row in made_by] == [("first", "first"), ("first", "later")]
+
+
 # A study, killed.
 
 TINY_STUDY = """
