@@ -69,6 +69,7 @@ def load(folder: str | Path, pairs_per_paradigm: int = 0) -> list[Pair]:
                     raise ValueError(
                         f"{file}:{number} is no BLiMP pair ({type(error).__name__}: {error}); bring the file anew"
                     ) from error
+    require(bool(pairs), "blimp", str(folder), "its .jsonl files are empty; bring BLiMP's data anew")
     return pairs
 
 

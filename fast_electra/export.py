@@ -3,6 +3,10 @@
 The weights are the optimizer's float32 masters, written in safetensors shards of bounded size, so that no process
 needs room for more than one shard. Then the first process loads the folder with the stock class and compares its
 logits with the engine's on real rows.
+
+Pre-training gives all tokens the first token type. The others would stay as they were drawn, and the second text of a
+pair be told by noise: they become the first, unless the run began with a model that tells types apart. The tokenizer
+says how long the rows were: positions beyond them have never been trained.
 """
 
 import copy
@@ -22,11 +26,27 @@ from fast_electra import parallel, sharded_weights
 from fast_electra.objectives import Exported
 
 SHARD_BYTES = 4 * 2**30
+_TOKEN_TYPES = "token_type_embeddings.weight"
 TOLERANCE = 0.02
 
 
-def export(engine: parallel.Engine, tokenizer: PreTrainedTokenizerBase, folder: Path, exported: Exported) -> float:
+def for_rows_of(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> PreTrainedTokenizerBase:
+    """A copy that truncates, where it is asked to, to rows of so many tokens."""
+    limited = copy.deepcopy(tokenizer)
+    limited.model_max_length = num_tokens
+    return limited
+
+
+def export(
+    engine: parallel.Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    exported: Exported,
+    own_token_types: bool = False,
+) -> float:
     """Write a stock model that `engine` trained to `folder`; returns the largest difference of logits over their size.
+
+    `own_token_types` keeps token types that no token had, as the model that the run began with has them.
 
     All processes take part. Raises RuntimeError, leaving `folder` as it was, when the logits differ by more than
     TOLERANCE.
@@ -41,7 +61,7 @@ def export(engine: parallel.Engine, tokenizer: PreTrainedTokenizerBase, folder: 
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     parallel.barrier()
-    _write_weights(engine, exported, partial)
+    _write_weights(engine, exported, partial, own_token_types)
     difference = parallel.from_rank_zero(_difference(exported, partial) if parallel.rank() == 0 else None)
     if not difference <= TOLERANCE:
         raise RuntimeError(
@@ -82,7 +102,7 @@ def _difference(exported: Exported, folder: Path) -> float:
     return float((logits - reference).abs().max() / reference.abs().max())
 
 
-def _write_weights(engine: parallel.Engine, exported: Exported, folder: Path) -> None:
+def _write_weights(engine: parallel.Engine, exported: Exported, folder: Path, own_token_types: bool) -> None:
     """All weights as safetensors in shards of at most SHARD_BYTES, with transformers' index when there are several."""
     writes, size = parallel.rank() == 0, 0
     shards: list[dict[str, int]] = []
@@ -93,6 +113,8 @@ def _write_weights(engine: parallel.Engine, exported: Exported, folder: Path) ->
             weight += next(sharded_weights.full_weights(engine, module))[1]
         if not writes:
             continue
+        if name.endswith(_TOKEN_TYPES) and not own_token_types:
+            weight[1:] = weight[0]
         if shard and size + weight.nbytes > SHARD_BYTES:
             shards.append(_write_shard(shard, folder, len(shards)))
             shard, size = {}, 0

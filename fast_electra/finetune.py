@@ -4,8 +4,9 @@ The recipe is ELECTRA's (Clark et al., ICLR 2020, appendix; values as in google-
 configure_finetuning.py): Adam .9/.999 with eps 1e-6, weight decay .01, gradients clipped at 1, batches of 32, linear
 warm-up over the first tenth and linear decay, layer-wise decay of the learning rate; 3 epochs, 10 for RTE and STS-B, 2
 for SQuAD; rows of up to 128 tokens, 512 for SQuAD; rates by width: 3e-4 below 512, 1e-4 below 1024, 5e-5 from there on,
-with a layer decay of .8, .8 and .9. Left out: ELECTRA trains on both orders of MRPC's and STS-B's pairs and has a
-larger question-answering head. Dropout is the model's own unless set.
+with a layer decay of .8, .8 and .9. A model whose tokenizer says that it was trained on shorter rows gets those. Left
+out: ELECTRA trains on both orders of MRPC's and STS-B's pairs and has a larger question-answering head. Dropout is the
+model's own unless set.
 
 Rows are padded to the longest of their batch, and batches are drawn from rows of like length.
 """
@@ -24,11 +25,12 @@ from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks
+from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks, tokenizer
 from fast_electra.require import require
 from fast_electra.run_folder import flatten, write_json
 
 _MANY_EPOCHS = ("RTE", "STS-B")
+_LEAST_SQUAD_ROW = 16
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,19 @@ class Job:
         (task,) = tasks.names(task)
         config = task_head.load_config(model)
         usual = 512 if task in tasks.squad.TASKS else 128
-        length = task_head.longest_row(model, config, settings.max_length, usual)
+        self.tokenizer = task_head.load_tokenizer(model, config)
+        length = task_head.longest_row(model, config, settings.max_length, usual, self.tokenizer.model_max_length)
+        short = task in tasks.squad.TASKS and length < _LEAST_SQUAD_ROW
+        require(not short, "max_length", length, f"{task} needs room for question and text; give {_LEAST_SQUAD_ROW}")
         self.model, self.name = model, task
         self.padding = task_head.padding(config, length)
         self.settings = settings.resolved(task, int(config.hidden_size), length)
-        self.tokenizer = task_head.load_tokenizer(model, config)
         self.task = tasks.read(task, data, self.tokenizer, length)
         self.identity = {
             "task": task,
             "weights": task_head.identity(model, config),
+            "model": task_head.settings_hash(model),
+            "tokenizer": tokenizer.fingerprint(self.tokenizer),
             "data": self.task.fingerprint,
             "settings": asdict(self.settings),
         }
@@ -153,7 +159,9 @@ class Job:
     def _refuse_other(self, before: dict[str, Any], place: Path) -> None:
         there, now = flatten(before), flatten(self.identity)
         differing = [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items()]
-        differing = [line for line, key in zip(differing, now, strict=True) if there.get(key) != now[key]]
+        unknown = {"model", "tokenizer"} - there.keys()  # older results do not tell
+        same = [there.get(key) == value or key in unknown for key, value in now.items()]
+        differing = [line for line, agrees in zip(differing, same, strict=True) if not agrees]
         if differing:
             raise ValueError(
                 f"{str(place)!r} is a result of other inputs; name a new folder with --output, or start with the same:"

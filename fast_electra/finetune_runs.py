@@ -14,8 +14,9 @@ def finetune_all(
     """Fine-tune `model` on the tasks of `wanted` ("all", or names between commas) with seeds 1 to `num_seeds` each.
 
     Returns what results.json in `output` holds: for each task, those of earlier starts included, the median, range and
-    all seeds of each measure. "all" leaves out tasks of which the folder `data` has nothing, and names them under
-    `without_data`. Raises ValueError for input that cannot be used, or when another process works in `output`.
+    all seeds of each measure; of the tasks wanted now, seeds above `num_seeds` are left out. "all" leaves out tasks of
+    which the folder `data` has nothing, and names them under `without_data`. Raises ValueError for input that cannot
+    be used, or when another process works in `output`.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds}: give a number of at least 1")
@@ -32,13 +33,16 @@ def finetune_all(
     Path(output).mkdir(parents=True, exist_ok=True)
     run_state.take(output)
     with failure.noted(output, failure.FINETUNING):
-        runs = earlier | {name: [] for name in present}
+        runs = {name: dict(by_seed) for name, by_seed in earlier.items()}
+        for name in present:
+            runs[name] = {seed: run for seed, run in earlier.get(name, {}).items() if seed <= num_seeds}
         bar = progress_bar("all runs", len(present) * num_seeds, "run")
         for name in present:
             job = Job(model, name, data, settings or Settings())
             for seed in range(1, num_seeds + 1):
-                runs[name].append(job.run(seed, output, f"{name} seed {seed} of {num_seeds}"))
-                results = _results(model, weights, {key: one for key, one in runs.items() if one}, missing)
+                runs[name][seed] = job.run(seed, output, f"{name} seed {seed} of {num_seeds}")
+                found = {key: [by_seed[each] for each in sorted(by_seed)] for key, by_seed in runs.items() if by_seed}
+                results = _results(model, weights, found, missing)
                 write_json(Path(output) / "results.json", results)
                 bar.update()
         bar.close()
@@ -46,9 +50,12 @@ def finetune_all(
     return results
 
 
-def _earlier(output: Path, weights: str) -> dict[str, list[dict[str, Any]]]:
-    """The runs that earlier starts left in `output`, by task. Raises ValueError where they are of another model."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def _earlier(output: Path, weights: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """The runs that earlier starts left in `output`, by task and seed.
+
+    Raises ValueError where they are of another model.
+    """
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for name in tasks.NAMES:
         for place in sorted((output / name).glob("seed-*.json")):
             run = json_file.read(place, "Remove it, and the same command runs this seed again")
@@ -58,7 +65,7 @@ def _earlier(output: Path, weights: str) -> dict[str, list[dict[str, Any]]]:
                     f"{str(place)!r} is a result of another model (weights {theirs} there, {weights} now): name a new "
                     "folder with --output"
                 )
-            found.setdefault(name, []).append(run)
+            found.setdefault(name, {})[int(run["seed"])] = run
     return found
 
 

@@ -5,6 +5,7 @@ any other), data sets of the hub by the column names of `nyu-mll/glue`. The diag
 the model of MNLI is asked, and the predictions are written beside MNLI's.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -213,9 +214,12 @@ def _label(text: str, task: Task, place: str) -> int | float:
             return task.labels.index(text)
         raise ValueError(f"data: {place} has the label {text!r:.40}; {task.name} has {list(task.labels)}")
     try:
-        return float(text)
+        score = float(text)
     except ValueError:
-        raise ValueError(f"data: {place} has the score {text!r:.40}; {task.name} has numbers from 0 to 5") from None
+        score = math.nan
+    if not 0 <= score <= 5:
+        raise ValueError(f"data: {place} has the score {text!r:.40}; {task.name} has numbers from 0 to 5")
+    return score
 
 
 def write_predictions(path: Path, task: Task, predictions: list[float]) -> None:

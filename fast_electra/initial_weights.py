@@ -90,6 +90,7 @@ def read(
     refuse_other_vocabulary("initial_weights", path, source, tokenizer)
     taken = _taken(encoder, _unfilled(shape), config.initial_layers)
     facts = {"initial_weights": weights_fingerprint(source), "initial_layers": _depth(taken), "initial_from": path}
+    facts["initial_token_types"] = _tells_types_apart(taken)
     if generator is not None:
         _refuse_generator(path, source, absent, generator)
         begun = _taken(source, _unfilled(generator, AutoModelForMaskedLM), _ALL_LAYERS)
@@ -113,6 +114,12 @@ def _taken(source: PreTrainedModel, wanted: PreTrainedModel, layers: int) -> dic
         for name, weight in source.named_parameters()
         if _is_taken(name, most)
     }
+
+
+def _tells_types_apart(taken: dict[str, Tensor]) -> bool:
+    """Whether it has token types that differ: one that was trained on a single one says nothing of the others."""
+    tables = (weight for name, weight in taken.items() if _TOKEN_TYPES.search(name))
+    return any(bool((table != table[0]).any()) for table in tables)
 
 
 def _depth(taken: dict[str, Tensor]) -> int:

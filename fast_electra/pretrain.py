@@ -34,7 +34,7 @@ from fast_electra.batches import MaskedBatch, prefetch
 from fast_electra.checkpoint import Position
 from fast_electra.config import Config
 from fast_electra.divergence import broken_throughout
-from fast_electra.export import evaluated, export
+from fast_electra.export import evaluated, export, for_rows_of
 from fast_electra.progress import Progress, forget_start_up, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
@@ -243,7 +243,11 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         outputs = evaluated(run.engine, inputs)
     exported = run.objective.exports(run.engine.module, sample, inputs, outputs)
     folders = {name: Path(config.output) / name for name in exported}
-    differences = {name: export(run.engine, run.tokenizer, folders[name], each) for name, each in exported.items()}
+    tokenizer = for_rows_of(run.tokenizer, config.data.sequence_length)
+    own_types = bool(run.facts.get("initial_token_types"))
+    differences = {
+        name: export(run.engine, tokenizer, folders[name], each, own_types) for name, each in exported.items()
+    }
     tokens = run.position.rows_seen * config.data.sequence_length
     tokens_per_second = progress.tokens_per_second(run.position.step, run.position.seconds)
     first, last = run.objective.progress(0.0), run.objective.progress((config.run.steps - 1) / config.run.steps)

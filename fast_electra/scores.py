@@ -5,25 +5,28 @@ measures counts with their mean, as GLUE's leaderboard does; GLUE's average is o
 """
 
 import statistics
+import string
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 AVERAGED = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE")
 
 
 def glue_metrics(names: tuple[str, ...], predictions: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """The named measures of predicted label numbers (or scores) against the true ones.
 
-    A correlation with predictions that are all the same does not exist and counts 0, as Matthews' does by definition.
+    A correlation with predictions or labels that are all the same does not exist and counts 0, as Matthews' does by
+    definition.
     """
     from scipy import stats  # seconds of imports that other launchers need not wait for
     from sklearn import metrics
 
     def correlation(measure: Callable[..., Any]) -> float:
-        return 0.0 if np.ptp(predictions) == 0 else float(measure(predictions, labels).statistic)
+        return 0.0 if 0 in (np.ptp(predictions), np.ptp(labels)) else float(measure(predictions, labels).statistic)
 
     measures: dict[str, Callable[[], float]] = {
         "accuracy": lambda: metrics.accuracy_score(labels, predictions),
@@ -51,9 +54,21 @@ def squad_metrics(answers: dict[str, str], truths: dict[str, list[str]]) -> dict
 def _exact_and_f1(answers: dict[str, str], truths: dict[str, list[str]], keys: set[str]) -> dict[str, float]:
     from torchmetrics.functional.text import squad
 
-    targets: Any = [{"id": key, "answers": {"text": truths[key] or [""], "answer_start": [0]}} for key in sorted(keys)]
-    found = squad([{"id": key, "prediction_text": answers[key]} for key in sorted(keys)], targets)
-    return {"f1": float(found["f1"]), "exact_match": float(found["exact_match"])}
+    def measured(of: dict[str, list[str]]) -> dict[str, Any]:
+        targets: Any = [{"id": key, "answers": {"text": of[key] or [""], "answer_start": [0]}} for key in sorted(keys)]
+        return squad([{"id": key, "prediction_text": answers[key]} for key in sorted(keys)], targets)
+
+    # A true answer such as "." has no words. SQuAD 2.0's script leaves it out, 1.1's has no F1 with it.
+    worded = {key: [text for text in truths[key] if _has_words(text)] for key in keys}
+    found = measured(worded)
+    all_have_answers = all(truths.values())
+    exact = measured(truths) if all_have_answers else found
+    return {"f1": float(found["f1"]), "exact_match": float(exact["exact_match"])}
+
+
+def _has_words(text: str) -> bool:
+    """Whether SQuAD's normalisation leaves any word."""
+    return any(word not in ("a", "an", "the") for word in text.lower().translate(_NO_PUNCTUATION).split())
 
 
 def score(task: str, metrics: dict[str, float]) -> float:

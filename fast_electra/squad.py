@@ -81,6 +81,8 @@ def read(task: str, data: str, split: str) -> tuple[list[Question], int]:
         raise ValueError(
             f"data: {str(path)!r} is no SQuAD file ({type(error).__name__}: {error}): give the official one"
         ) from error
+    if not questions:
+        raise ValueError(f"data: {str(path)!r} holds no question: give the official file")
     return _checked(questions, split)
 
 

@@ -5,6 +5,7 @@ and output that both classes share (ModernBERT's prediction head). The output la
 would fit: a discriminator has one output, and so has STS-B. No weight of the encoder may be new.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from fast_electra import tokenizer
 from fast_electra.encoder import PLAIN_ATTENTION_TOKENS, positions_available
 from fast_electra.manifest import hash_file
 
+_OF_THE_WRITER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+_LEAST_ROW = 8
 _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -39,12 +42,15 @@ _DROPOUTS = (
 def load_config(path: str) -> PreTrainedConfig:
     """The config of an exported folder or an encoder of the hub. Raises ValueError when there is none."""
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the files provoke
         raise ValueError(
             f"model = {path!r} has no config that transformers reads ({type(error).__name__}: {error}). Give a run's "
             "export folder, a folder written by save_pretrained, or a name on the hub"
         ) from error
+    if not hasattr(config, "hidden_size") or not hasattr(config, "vocab_size"):
+        raise ValueError(f"model = {path!r}, a {config.model_type!r}, is no text encoder: give one, or a run's export")
+    return config
 
 
 def load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -58,6 +64,15 @@ def load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
     return found
 
 
+def settings_hash(path: str) -> str:
+    """A hash of what, beside its weights, tells what a model in a folder computes; of a hub's its commit tells all."""
+    place = Path(path) / "config.json"
+    if not place.is_file():
+        return ""
+    settings = {name: value for name, value in json.loads(place.read_bytes()).items() if name not in _OF_THE_WRITER}
+    return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())
+
+
 def identity(path: str, config: PreTrainedConfig) -> str:
     """What tells this model from another under the same name: its commit on the hub, or a hash of its weight files."""
     folder = Path(path)
@@ -69,15 +84,15 @@ def identity(path: str, config: PreTrainedConfig) -> str:
     return xxhash.xxh3_128_hexdigest(" ".join(hash_file(file) for file in files).encode())
 
 
-def longest_row(path: str, config: PreTrainedConfig, wanted: int | None, usual: int) -> int:
-    """Tokens a row: what is `wanted`, or the `usual` number as far as the model has positions.
+def longest_row(path: str, config: PreTrainedConfig, wanted: int | None, usual: int, trained: int) -> int:
+    """Tokens a row: what is `wanted`, or the `usual` number as far as the model has positions and was `trained` to.
 
     Raises ValueError when more is wanted than the model has.
     """
     available = positions_available(config)
     if wanted is not None and wanted > available:
         raise ValueError(f"max_length = {wanted}: {path!r} has {available} positions; give at most that many")
-    return wanted or min(usual, available)
+    return wanted or min(usual, available, max(trained, _LEAST_ROW))
 
 
 def padding(config: PreTrainedConfig, max_length: int) -> int | None:

@@ -19,6 +19,10 @@ from fast_electra import blimp, discriminator, objectives, precision
 from fast_electra import tokenizer as tokenizers
 
 
+class _NotScorableError(ValueError):
+    """A model of a kind that scores no sentence."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model, frozen. `module` takes what its training took: see ReplacedTokenDetection and MaskedLMLoss."""
@@ -46,12 +50,16 @@ def open_model(path: str, dtype: torch.dtype | None = None, device: torch.device
     """
     dtype = dtype or precision.dtype("auto", torch.device(device).type == "cpu")
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         name = (config.architectures or [""])[0]
         kind = "masked_lm" if name.endswith("ForMaskedLM") else "discriminator"
         stock: Any = _class_of(name, path)
-        model, info = stock.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
-    except (OSError, RuntimeError) as error:
+        model, info = stock.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, weights_only=True, trust_remote_code=False
+        )
+    except _NotScorableError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign file makes transformers, safetensors or torch raise
         raise ValueError(f"model {path!r} cannot be loaded ({error}); name a folder runs/NAME/export") from error
     absent = sorted(info["missing_keys"])
     if absent or (kind == "discriminator" and config.num_labels != 1 and name != "ElectraForPreTraining"):
@@ -71,7 +79,7 @@ def _class_of(name: str, path: str) -> Any:
         return AutoModelForTokenClassification
     if name.endswith("ForMaskedLM"):
         return AutoModelForMaskedLM
-    raise ValueError(
+    raise _NotScorableError(
         f"model {path!r} is a {name or 'bare encoder'}, and can score no sentence; name the export of a pre-training "
         "run, or an ELECTRA discriminator or masked LM of the hub"
     )

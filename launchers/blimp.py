@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     from fast_electra import blimp, failure, trained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    output = options.output or (Path(options.model) / "blimp.json" if Path(options.model).is_dir() else None)
     try:
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)  # before hours of scoring
         pairs = blimp.load(options.data, options.pairs)
         model = trained.open_model(options.model, device=device)
         found = trained.blimp_accuracy(model, pairs)
-        output = options.output or (Path(options.model) / "blimp.json" if Path(options.model).is_dir() else None)
         if output:
             output.write_text(json.dumps({"model": options.model, "kind": model.kind, **found}, indent=2) + "\n")
     except (Exception, KeyboardInterrupt) as error:

@@ -135,6 +135,9 @@ def test_pairs_are_read_and_what_is_none_is_named(folder, tmp_path):
     assert blimp.load(tmp_path / "odd")[0].field == "syntax_semantics"
     with pytest.raises(ValueError, match=r"no \.jsonl file is there"):
         blimp.load(tmp_path)
+    (tmp_path / "x.jsonl").touch()
+    with pytest.raises(ValueError, match=r"its \.jsonl files are empty"):
+        blimp.load(tmp_path)
     (tmp_path / "x.jsonl").write_text('{"sentence_good": "A."}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl:1 is no BLiMP pair \(KeyError: 'field'\)"):
         blimp.load(tmp_path)
@@ -161,10 +164,11 @@ def test_a_run_under_zero_3_tracks_what_its_export_scores(tracked, folder):
     """The engine's last accuracy is the exported model's by the launcher, and training was not disturbed by it."""
     rows = [row["held_out"] for row in metrics(tracked) if "held_out" in row]
     assert [set(row) >= {"blimp", "blimp_morphology", "blimp_syntax"} for row in rows] == [True, True]
-    command = [sys.executable, "launchers/blimp.py", str(tracked / "export"), f"--data={folder}"]
+    place = tracked / "scores" / "of" / "blimp.json"
+    command = [sys.executable, "launchers/blimp.py", str(tracked / "export"), f"--data={folder}", f"--output={place}"]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tracked / "export" / "blimp.json").read_text())
+    found = json.loads(place.read_text())
     assert found["accuracy"] == pytest.approx(rows[-1]["blimp"], abs=0.2), "one of 4 pairs may turn on bf16 rounding"
     assert "BLiMP, 4 pairs" in done.stdout
     assert "s per 1,000 pairs" in done.stdout
@@ -177,3 +181,9 @@ def test_what_is_no_trained_model_is_refused(tiny_corpus, folder, tmp_path, shap
         trained.open_model(str(tmp_path / "bare"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         trained.open_model(str(tmp_path / "nowhere"))
+    weights = tmp_path / "bare" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    config = json.loads((tmp_path / "bare" / "config.json").read_text()) | {"architectures": ["ModernBertForMaskedLM"]}
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        trained.open_model(str(tmp_path / "bare"))

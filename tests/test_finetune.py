@@ -205,6 +205,59 @@ def test_a_later_start_with_other_tasks_keeps_the_earlier_ones_and_takes_no_othe
     assert not (tmp_path / "out" / "RTE").exists()
 
 
+def test_more_seeds_lose_none_that_are_done_and_fewer_leave_the_others_out(encoders, files, tmp_path, monkeypatch):
+    model, out = encoders["modernbert"], tmp_path / "out"
+    finetune_runs.finetune_all(model, "CoLA,WNLI", 2, files, str(out), ONE_STEP)
+
+    def stopped(self, seed, *_):
+        if seed == 3:
+            raise KeyboardInterrupt
+        return run(self, seed, *_)
+
+    run = Job.run
+    monkeypatch.setattr(Job, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_runs.finetune_all(model, "CoLA,WNLI", 3, files, str(out), ONE_STEP)
+    left = json.loads((out / "results.json").read_text())["tasks"]
+    assert {name: set(each["score"]["seeds"]) for name, each in left.items()} == {
+        "CoLA": {"1", "2"},
+        "WNLI": {"1", "2"},
+    }
+    fewer = finetune_runs.finetune_all(model, "CoLA", 1, files, str(out), ONE_STEP)["tasks"]
+    assert (set(fewer["CoLA"]["score"]["seeds"]), set(fewer["WNLI"]["score"]["seeds"])) == ({"1"}, {"1", "2"})
+
+
+def test_another_config_or_tokenizer_is_another_model(encoders, files, tmp_path):
+    model, out = tmp_path / "model", str(tmp_path / "out")
+    shutil.copytree(encoders["modernbert"], model)
+    finetune(str(model), "WNLI", 1, files, out, ONE_STEP)
+    place = model / "config.json"
+    settings = json.loads(place.read_text())
+    place.write_text(json.dumps(settings | {"transformers_version": "another"}))
+    finetune(str(model), "WNLI", 1, files, out, ONE_STEP)
+    place.write_text(json.dumps(settings | {"mlp_dropout": 0.5}))
+    with pytest.raises(ValueError, match=r"other inputs.*\n  model: "):
+        finetune(str(model), "WNLI", 1, files, out, ONE_STEP)
+    place.write_text(json.dumps(settings))
+    words = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (model / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError, match=r"other inputs.*\n  tokenizer: "):
+        finetune(str(model), "WNLI", 1, files, out, ONE_STEP)
+
+
+def test_a_model_is_given_no_longer_rows_than_it_was_trained_on(encoders, files, tmp_path):
+    words = AutoTokenizer.from_pretrained(encoders["electra"])
+    shutil.copytree(encoders["electra"], tmp_path / "model")
+    words.model_max_length = 24
+    words.save_pretrained(tmp_path / "model")
+    assert Job(str(tmp_path / "model"), "SQuAD-2.0", files, ONE_STEP).settings.max_length == 24
+    assert Job(encoders["electra"], "SQuAD-2.0", files, ONE_STEP).settings.max_length == 64
+    with pytest.raises(ValueError, match=r"max_length = 12: SQuAD-2.0 needs room .*give 16"):
+        Job(encoders["electra"], "SQuAD-2.0", files, replace(ONE_STEP, max_length=12))
+
+
 def test_rows_are_not_padded_past_the_last_position(encoders, files, tmp_path):
     short = shutil.copytree(encoders["electra"], tmp_path / "short")
     config = json.loads((short / "config.json").read_text())

@@ -118,6 +118,12 @@ def test_a_score_that_is_no_number_and_a_missing_folder_are_refused(tmp_path):
         file.write("\t".join(["x"] * 9 + ["high"]) + "\n")
     with pytest.raises(ValueError, match=r"line 6 .*score 'high'; STS-B has numbers from 0 to 5"):
         glue.read_folder(TASKS["STS-B"], str(folder))
+    for score in ("nan", "-1", "6"):
+        lines = (folder / "STS-B" / "dev.tsv").read_text().splitlines()
+        lines[-1] = "\t".join(["x"] * 9 + [score])
+        (folder / "STS-B" / "dev.tsv").write_text("\n".join(lines) + "\n")
+        with pytest.raises(ValueError, match=rf"line 6 .*score '{score}'; STS-B has numbers from 0 to 5"):
+            glue.read_folder(TASKS["STS-B"], str(folder))
     with pytest.raises(ValueError, match=r"has no folder 'WNLI'.*--data hub"):
         glue.read_folder(TASKS["WNLI"], str(folder))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY, launch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, ElectraConfig, RobertaConfig
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ElectraConfig, RobertaConfig
 
 from fast_electra import discriminator, initial_weights, recipes, run_folder, setup_run
 from fast_electra.config import EncoderConfig
@@ -400,6 +400,34 @@ def test_a_joint_run_on_two_processes_under_zero3_begins_with_a_masked_lm(object
             torch.testing.assert_close(export[name], weight, rtol=2**-8, atol=1e-6)
     said = describe(json.loads((tmp_path / "run" / "summary.json").read_text()))
     assert "its generator with 2 layers and the LM head of it" in said
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_token_types_that_no_token_had_are_the_firsts_unless_the_run_began_with_others(
+    begun, tiny_tokenizer, tiny_corpus, tmp_path
+):
+    """And the export's tokenizer says how long the rows were."""
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48}
+    path = saved(tmp_path / "lm", tiny_tokenizer, model_type="bert", **shape)
+    launch(
+        *TINY,
+        "--objective=random",
+        "--encoder.model_type=bert",
+        f"--initial_weights={path if begun else ''}",
+        "--run.steps=2",
+        "--optimizer.weight_decay=0",
+        f"--corpus={tiny_corpus}",
+        f"--output={tmp_path / 'run'}",
+    )
+    name = "bert.embeddings.token_type_embeddings.weight"
+    types = load_file(tmp_path / "run" / "export" / "model.safetensors")[name]
+    assert len(types) == 2
+    assert torch.equal(types[0], types[1]) != begun
+    if begun:
+        torch.testing.assert_close(
+            types[1], load_file(tmp_path / "lm" / "model.safetensors")[name][1], rtol=2**-8, atol=0
+        )
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "export").model_max_length == 32
 
 
 def test_auto_goes_with_every_objective():

@@ -28,6 +28,7 @@ def test_correlations_follow_their_definitions_and_a_constant_has_none():
     x, y = predictions - predictions.mean(), labels - labels.mean()
     assert found["pearson"] == pytest.approx(100 * (x @ y) / ((x @ x) * (y @ y)) ** 0.5)
     assert scores.glue_metrics(("pearson",), np.full(4, 2.5), labels) == {"pearson": 0.0}
+    assert scores.glue_metrics(("pearson",), predictions, np.full(4, 3.0)) == {"pearson": 0.0}
 
 
 def test_squads_answers_are_compared_without_case_articles_and_punctuation():
@@ -41,6 +42,15 @@ def test_no_answer_is_right_where_there_is_none():
     found = scores.squad_metrics({"1": "", "2": "x", "3": "a dog"}, {"1": [], "2": [], "3": ["dog"]})
     assert found["f1"] == found["exact_match"] == pytest.approx(200 / 3)
     assert (found["f1_has_answer"], found["f1_no_answer"]) == (100, 50)
+
+
+def test_a_true_answer_without_words_counts_as_in_the_official_scripts():
+    """2.0 leaves it out; 1.1 takes it for an exact match, and gives no F1 for it."""
+    answers, truths = {"a": "", "b": "x"}, {"a": ["interventionism", "."], "b": ["x"]}
+    assert scores.squad_metrics(answers, truths) == {"f1": 50, "exact_match": 100}
+    found = scores.squad_metrics(answers | {"c": ""}, truths | {"c": []})
+    assert found["f1"] == found["exact_match"] == pytest.approx(200 / 3)
+    assert (found["f1_has_answer"], found["f1_no_answer"]) == (50, 100)
 
 
 def test_a_task_counts_with_the_mean_of_its_measures():

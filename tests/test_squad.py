@@ -129,6 +129,9 @@ def test_what_is_no_squad_file_is_refused(tmp_path):
         (tmp_path / "train-v1.1.json").write_text(content)
         with pytest.raises(ValueError, match=r"train-v1\.1\.json' is no SQuAD file"):
             squad.read("SQuAD-1.1", str(tmp_path), "train")
+    (tmp_path / "train-v1.1.json").write_text('{"data": []}')
+    with pytest.raises(ValueError, match=r"train-v1\.1\.json' holds no question"):
+        squad.read("SQuAD-1.1", str(tmp_path), "train")
     (tmp_path / "train-v2.0.json.xz").write_bytes(b"not packed")
     with pytest.raises(ValueError, match="is no SQuAD file"):
         squad.read("SQuAD-2.0", str(tmp_path), "train")

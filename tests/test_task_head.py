@@ -93,12 +93,12 @@ def test_what_is_no_encoder_is_refused_with_a_way_out(tmp_path):
 
 def test_rows_are_no_longer_than_the_model_has_positions():
     config = RobertaConfig(max_position_embeddings=66, pad_token_id=1)
-    assert task_head.longest_row("m", config, None, 128) == 64
-    assert task_head.longest_row("m", config, 40, 128) == 40
+    assert task_head.longest_row("m", config, None, 128, 512) == 64
+    assert task_head.longest_row("m", config, 40, 128, 32) == 40
     with pytest.raises(ValueError, match="max_length = 65: 'm' has 64 positions"):
-        task_head.longest_row("m", config, 65, 128)
-    assert task_head.longest_row("m", BertConfig(), None, 128) == 128
-    assert task_head.longest_row("m", DistilBertConfig(), None, 512) == 512
+        task_head.longest_row("m", config, 65, 128, 512)
+    assert task_head.longest_row("m", BertConfig(), None, 128, 512) == 128
+    assert task_head.longest_row("m", DistilBertConfig(), None, 512, 512) == 512
 
 
 def test_dropout_is_the_models_own_unless_given(tmp_path):
