@@ -80,7 +80,7 @@ class Arm:
     share: float = 1.0
     rate: float = 1.0
     rows: int = 1
-    depth: str = "full"  # or "auxiliary", or "half_auxiliary"
+    depth: str = "full"  # or "auxiliary", or "half_auxiliary", which is the same where that has one layer
     settings: dict[str, object] = field(default_factory=dict)
 
 

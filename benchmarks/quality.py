@@ -125,7 +125,7 @@ def _free_port() -> int:
 def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[str]) -> Row:
     """Run an arm to its end and give its row. Raises RuntimeError naming the log when a program fails."""
     run = study.run(arm.name, seed)
-    log = run.with_name(run.name + ".log")
+    log, was_there = run.with_name(run.name + ".log"), (run / "summary.json").exists()
     for command in commands(study, arm, seed):
         if command[1] == "-m" and _scored(study, arm, run):
             continue
@@ -141,10 +141,19 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
                 return diverged(study, arm, seed, lines[-1])
             raise RuntimeError(f"{arm.name}, seed {seed}: {lines[-1] if lines else 'failed'} (see {log})")
         if (run / "summary.json").exists() and not (run / _TRAINED).exists():
+            origin = _known_origin(study, arm, seed) if was_there else rows.provenance("quality")
             partial = run / (_TRAINED + ".part")
-            partial.write_text(json.dumps(rows.provenance("quality")))
+            partial.write_text(json.dumps(origin))
             partial.replace(run / _TRAINED)
     return row(study, arm, seed)
+
+
+def _known_origin(study: Study, arm: Arm, seed: int) -> Row:
+    """The origin of a run that an earlier study trained: its row's, unknown where it has none."""
+    asked, now = _identity(study, arm, seed), rows.provenance("quality")
+    found = rows.read(study.rows) if study.rows.exists() else []
+    same = [row for row in found if all(row.get(name) == value for name, value in asked.items())]
+    return {name: same[-1][name] for name in now} if same else dict.fromkeys(now, "unknown")
 
 
 def _scored(study: Study, arm: Arm, run: Path) -> bool:
@@ -180,6 +189,7 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "auxiliary": arm.auxiliary or None,
         "auxiliary_accuracy": summary.get("auxiliary_top1"),
         "auxiliary_weights": summary.get("auxiliary_weights"),
+        "initial_weights": summary.get("initial_weights"),
         "judge_weights": scores.get("judge_weights"),
         "flops": flops,
         "flops_auxiliary": auxiliary_flops,

@@ -101,7 +101,9 @@ def _strengths(axis: Axes, found: Sequence[Row]) -> None:
 
 
 def _sampler(found: Sequence[Row], arm: str) -> str:
-    return str(next(row["auxiliary"] for row in found if row["arm"] == arm)).removeprefix("auxiliary_")
+    return str(next(row["auxiliary"] for row in found if row["arm"] == arm and row.get("auxiliary"))).removeprefix(
+        "auxiliary_"
+    )
 
 
 def _rates(axis: Axes, found: Sequence[Row]) -> None:

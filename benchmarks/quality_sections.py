@@ -38,7 +38,8 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
         "those over seeds; a figure without one is of one seed. A seed changes weights, order, masks and noise, never "
         "the auxiliary model and the judge, with others of which figures differ by more than these ranges (LOG.md, "
         "rows that were withdrawn). What begins with the auxiliary model's weights, or samples from it, has its "
-        f"training behind it ({2 * size.tokens / 1e6:.2f} million tokens) besides its own; of the joint arms "
+        f"training behind it ({2 * size.tokens / 1e6:.2f} million tokens; `frozen_warm_quarter` a quarter of that) "
+        "besides its own; of the joint arms "
         "`joint_shallow_warm` alone, whose generator is that model trained further.",
         "",
     ]
@@ -46,7 +47,7 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
     if twin.items() <= arms.JUDGE_SHAPE.items():
         lines += [
             "The judge is of the auxiliary model's shape, trained as long with another seed: arms that sample from "
-            "that model are judged by its like, which joint training has not met.",
+            "that model are judged by its like, which joint training from new weights has not met.",
             "",
         ]
     if any(row.get("second_judge_auc") is not None for row in finished):
@@ -87,6 +88,12 @@ def _masked_lms(finished: Sequence[Row]) -> list[str]:
     return [f"The masked LMs behind it: {'; '.join(known)}.", ""] if known else []
 
 
+def _begun_with(row: Row) -> str:
+    """What an arm began with; joint ones take, and know by its hash, the whole masked LM."""
+    name = arms.ARMS[row["arm"]].begins or row.get("auxiliary") or ""
+    return f"{name} and its head" if row["objective"].startswith("joint") else f"the encoder of {name}"
+
+
 def _mixed(finished: Sequence[Row]) -> list[str]:
     """A warning where a masked LM that rows share was made anew meanwhile and came out with other weights."""
     seen: dict[str, set[str]] = {}
@@ -95,6 +102,7 @@ def _mixed(finished: Sequence[Row]) -> list[str]:
             ("judge", row.get("judge_weights")),
             ("the second judge", row.get("second_judge_weights")),
             (row.get("auxiliary"), row.get("auxiliary_weights")),
+            (_begun_with(row), row.get("initial_weights")),
         )
         for model, weights in shared:
             if model and weights:

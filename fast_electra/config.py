@@ -169,7 +169,7 @@ class Config:
     `initial_weights` is a folder or hub name of an encoder whose weights the run begins with, "auxiliary" for those of
     the auxiliary model, "auto" for the same where there is one and it fits; empty for new ones. At most
     `initial_layers` of its layers are taken, and never more than both have; 0 takes the embeddings alone. The generator
-    of a joint run begins with the same model, LM head included, and so does a masked LM.
+    of a joint run begins with all layers of the same model and its LM head, and a masked LM with its head too.
     """
 
     recipe: str = "demo"

@@ -41,8 +41,10 @@ _TOKEN_TYPES = re.compile(r"\.token_type_embeddings\.weight$")
 # Settings that do not change what an encoder computes with the same weights, or that its weights' sizes tell.
 _OF_NO_MATTER = re.compile(
     r"^_|dropout|label|token_id|vocab_size|max_position|num_hidden_layers|layer_types|architectures|dtype|version|initial"
-    r"|tie_|problem|classifier_(?!activation)|pooler|output_|return_|chunk|cache|decoder|sparse|reference|repad|deterministic|cutoff"
+    r"|tie_|problem|classifier|pooler|output_|return_|chunk|cache|decoder|sparse|reference|repad|deterministic|cutoff"
 )
+
+_OF_HEADS = {"classifier_activation"}  # which an encoder has no use for
 
 _NOT_LOADED = "replay loads no auxiliary model; name its folder (--initial_weights FOLDER)"
 _ALL_LAYERS = 10**6
@@ -99,11 +101,14 @@ def read(
         return Beginning(taken, begun), facts | {"initial_generator_layers": _depth(begun)}
     if config.objective != "mlm":
         return Beginning(taken, {}), facts
-    whole = not absent and config.initial_layers > 0
-    within = {f"{source.base_model_prefix}.{name}": weight for name, weight in taken.items()}
     wanted = _unfilled(shape, AutoModelForMaskedLM)
-    begun = _taken(source, wanted, config.initial_layers) if whole and not _misfits(source, wanted, 1) else within
-    return Beginning({}, begun), facts | {"initial_lm_head": begun is not within}
+    why_new = ["it has none"] if absent else _misfits(source, wanted, 1)
+    if config.initial_layers == 0:
+        why_new = ["initial_layers = 0"]
+    if not why_new:
+        return Beginning({}, _taken(source, wanted, config.initial_layers)), facts | {"initial_lm_head": ""}
+    within = {f"{source.base_model_prefix}.{name}": weight for name, weight in taken.items()}
+    return Beginning({}, within), facts | {"initial_lm_head": why_new[0]}
 
 
 def _taken(source: PreTrainedModel, wanted: PreTrainedModel, layers: int) -> dict[str, Tensor]:
@@ -143,7 +148,8 @@ def _misfits(source: PreTrainedModel, wanted: PreTrainedModel, layers: int) -> l
     if source.config.model_type != wanted.config.model_type:
         return [f"it is of the kind {source.config.model_type!r}, the run's encoder {wanted.config.model_type!r}"]
     of, to = source.config.to_dict(), wanted.config.to_dict()
-    both = sorted(name for name in of.keys() & to.keys() if not _OF_NO_MATTER.search(name))
+    of_head = _OF_HEADS if source.base_model is not source else set()
+    both = sorted(name for name in of.keys() & to.keys() if not _OF_NO_MATTER.search(name) or name in of_head)
     found = [f"{name} is {of[name]!r} there, {to[name]!r} here" for name in both if of[name] != to[name]]
     depth = min(of["num_hidden_layers"], to["num_hidden_layers"])
     kinds = [list(each.get("layer_types") or [])[:depth] for each in (of, to)]
@@ -179,10 +185,12 @@ def _refuse_generator(path: str, source: PreTrainedModel, absent: list[str], gen
     found = f"it has no LM head ({', '.join(absent[:3])} are not in it)"
     require(not absent, "initial_weights", path, f"{found}: {remedy}")
     misfits = _misfits(source, _unfilled(generator, AutoModelForMaskedLM), _ALL_LAYERS)
-    remedy = (
-        "discriminator and generator begin with the same encoder, so that both must be as wide: choose joint_shallow, "
-        "or joint with --generator.width_divisor 1"
-    )
+    remedy = "name a masked LM with the stock head of its kind"
+    if source.config.hidden_size != generator.hidden_size:
+        remedy = (
+            "discriminator and generator begin with the same encoder, so that both must be as wide: choose "
+            "joint_shallow, or joint with --generator.width_divisor 1"
+        )
     require(not misfits, "initial_weights", path, f"it does not fit the generator: {'; '.join(misfits[:3])}; {remedy}")
 
 
@@ -199,7 +207,9 @@ def _load(path: str, kind: Any) -> tuple[PreTrainedModel, list[str]]:
     Raises ValueError where there is none, or not the whole of its encoder.
     """
     try:
-        with _quietly():  # a head that is left out is no news
+        # A head that is left out is no news; what is drawn in its place has to have the same fingerprint each time.
+        with _quietly(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             source, info = kind.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, weights_only=True, trust_remote_code=False
             )

@@ -39,9 +39,10 @@ def begun(summary: dict[str, Any]) -> str:
         return f"new weights, not the auxiliary model's: {summary['initial_misfit']}"
     if "initial_from" not in summary:
         return ""
-    heads = {True: ", with its LM head", False: "; the LM head is new", None: ""}
     words = f"the embeddings and {summary['initial_layers']} layers of {summary['initial_from']}"
-    words += heads[summary.get("initial_lm_head")]
+    if "initial_lm_head" in summary:
+        new = summary["initial_lm_head"]  # why it is
+        words += f"; the LM head is new ({new})" if new else ", with its LM head"
     if "initial_generator_layers" in summary:
         words += f"; its generator with {summary['initial_generator_layers']} layers and the LM head of it"
     return words

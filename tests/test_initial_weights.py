@@ -302,6 +302,41 @@ def test_a_generator_that_cannot_begin_so_is_refused(tiny_tokenizer, tmp_path):
         joint("joint_shallow", str(tmp_path / "export"), tiny_tokenizer)
 
 
+@pytest.mark.parametrize("changed_setting", [{"decoder_bias": False}, {"classifier_activation": "silu"}])
+def test_a_head_that_is_not_the_stock_one_is_refused_for_a_generator_and_left_by_a_masked_lm(
+    changed_setting, tiny_tokenizer, tmp_path
+):
+    shape = transformers_config(SHAPE, tiny_tokenizer)
+    for name, value in changed_setting.items():
+        setattr(shape, name, value)
+    AutoModelForMaskedLM.from_config(shape).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    name = "decoder.bias" if "decoder_bias" in changed_setting else "classifier_activation"
+    with pytest.raises(ValueError, match=rf"fit the generator: {name}.*name a masked LM with the stock head"):
+        joint("joint_shallow", str(tmp_path), tiny_tokenizer)
+    own = transformers_config(SHAPE, tiny_tokenizer)
+    config = replace(recipes.get("demo"), objective="mlm", encoder=SHAPE, initial_weights=str(tmp_path))
+    assert name in initial_weights.read(config, own, None, tiny_tokenizer)[1]["initial_lm_head"]
+    assert taken(str(tmp_path), tiny_tokenizer)[1]["initial_layers"] == 3, "an encoder has no use for it"
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("bert", "frozen"), ("electra", "mlm")])
+def test_what_is_drawn_for_absent_weights_is_the_same_at_each_start(kind, objective, tiny_tokenizer, tmp_path):
+    """A resumed run is refused where the weights that it began with have another fingerprint."""
+    shape = replace(SHAPE, model_type=kind)
+    own = transformers_config(shape, tiny_tokenizer)
+    model = AutoModelForMaskedLM.from_config(own)
+    (model.base_model if objective == "mlm" else model).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = replace(recipes.get("demo"), objective=objective, encoder=shape, initial_weights=str(tmp_path))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(initial_weights.read(config, own, None, tiny_tokenizer)[1]["initial_weights"])
+        assert torch.initial_seed() == seed, "the run's own numbers go on"
+    assert found[0] == found[1]
+
+
 def test_a_longer_vocabulary_is_cut_in_the_lm_head_too(tiny_tokenizer, tmp_path):
     longer = transformers_config(replace(SHAPE, num_layers=2), tiny_tokenizer)
     longer.vocab_size += 24
@@ -330,7 +365,7 @@ def test_a_masked_lm_goes_on_with_its_head_where_there_is_one(head, layers, tiny
     beginning, facts = initial_weights.read(config, shape, None, tiny_tokenizer)
     begin(module, beginning)
     whole = head and layers > 0
-    assert facts["initial_lm_head"] == whole
+    assert (facts["initial_lm_head"] == "") == whole
     assert ("with its LM head" in begun(facts)) == whole
     after, source = dict(module.model.named_parameters()), dict(there.named_parameters())
     of_head = {name for name in after if not name.startswith("model.")}
@@ -377,7 +412,8 @@ def test_a_joint_run_on_two_processes_under_zero3_begins_with_a_masked_lm(object
     """At a rate of next to nothing its generator ends as the masked LM that it began with; so do the discriminator's
     first layers, the other two are new."""
     still = ["--optimizer.peak_learning_rate=1e-12", "--optimizer.weight_decay=0", "--run.steps=2"]
-    launch(*TINY, "--objective=mlm", f"--corpus={tiny_corpus}", f"--output={tmp_path / 'lm'}", *still)
+    other = "--seed=1"  # the generator's own new weights are those of the same seed
+    launch(*TINY, "--objective=mlm", f"--corpus={tiny_corpus}", f"--output={tmp_path / 'lm'}", *still, other)
     launch(
         *TINY,
         *still,

@@ -406,11 +406,25 @@ def test_a_row_that_is_made_again_says_which_code_trained_and_which_judged(tmp_p
     (run / "metrics.jsonl").touch()
     monkeypatch.setattr(quality, "commands", lambda *_: [["true"] * 2])
     made_by = []
+
+    def perform(now):
+        monkeypatch.setattr(rows, "commit", lambda: now)
+        made_by.append(quality.perform(study, arms.ARMS["mlm"], 0, sorted(os.sched_getaffinity(0)), lock))
+        return made_by[-1]
+
     with (tmp_path / "lock").open("w") as lock:
-        for now in ("first", "later"):
-            monkeypatch.setattr(rows, "commit", lambda now=now: now)
-            made_by.append(quality.perform(study, arms.ARMS["mlm"], 0, sorted(os.sched_getaffinity(0)), lock))
-    assert [(row["commit"], row["judged_by"]) for row in made_by] == [("first", "first"), ("first", "later")]
+        perform("first")
+        assert made_by.pop()["commit"] == "unknown", "it was trained, and by what is written nowhere"
+        (run / "trained.json").unlink()
+        (run / "summary.json").rename(run / "later")
+        monkeypatch.setattr(quality, "commands", lambda *_: [["mv", str(run / "later"), str(run / "summary.json")]])
+        rows.keep(study.rows, [perform("first")])
+        monkeypatch.setattr(quality, "commands", lambda *_: [["true"] * 2])
+        perform("later")
+        (run / "trained.json").unlink()
+        perform("latest")
+    told = [(row["commit"], row["judged_by"]) for row in made_by]
+    assert told == [("first", "first"), ("first", "later"), ("first", "latest")]
 
 
 # A study, killed.
