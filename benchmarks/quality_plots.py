@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from benchmarks import rows
 from benchmarks.arms import AUXILIARY_STRENGTHS, CONTROL, MAIN, RATES, REFERENCE, STEADY
 from benchmarks.rows import Row
-from benchmarks.verdicts import CHANCE, METRICS, collapsed, knows, spread
+from benchmarks.verdicts import METRICS, collapsed, knows, spread
 
 _FAINT = "#d9d9d9"
 _LEAST_HEIGHT = 0.1
@@ -108,14 +109,14 @@ def _sampler(found: Sequence[Row], arm: str) -> str:
 
 def _rates(axis: Axes, found: Sequence[Row]) -> None:
     for name in (name for names in STEADY for name in names):
-        points = {row["arm"].rpartition("_x")[2]: row for row in found if row["arm"].rpartition("_x")[0] == name}
-        rates = [rate for rate in RATES if str(rate) in points]
-        values = [CHANCE if "diverged" in points[str(rate)] else points[str(rate)]["judge_auc"] for rate in rates]
-        if rates:
-            axis.plot(rates, values, _LINES[name], color=_COLOURS[name], label=name, linewidth=1.2, marker=".")
-        fallen = [(rate, value) for rate, value in zip(rates, values, strict=True) if collapsed(points[str(rate)])]
-        if fallen:
-            axis.scatter(*zip(*fallen, strict=True), color=_COLOURS[name], marker="x", s=50)
+        judged = {rate: spread(found, f"{name}_x{rate}", "judge_auc") for rate in RATES}
+        points = {rate: each.mean for rate, each in judged.items() if each.values}
+        if points:
+            style, colour = _LINES[name], _COLOURS[name]
+            axis.plot(points.keys(), points.values(), style, color=colour, label=name, linewidth=1.2, marker=".")
+        for rate, value in points.items():
+            if any(map(collapsed, rows.select(found, "quality", arm=f"{name}_x{rate}"))):
+                axis.scatter(rate, value, color=_COLOURS[name], marker="x", s=50)
     axis.set_xscale("log", base=2, subs=[])
     axis.set_xticks(RATES, [f"x{rate}" for rate in RATES])
     _dress(axis, "ROC-AUC, judged: half the updates (crosses: collapsed)", "peak learning rate")

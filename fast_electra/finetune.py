@@ -158,10 +158,12 @@ class Job:
 
     def _refuse_other(self, before: dict[str, Any], place: Path) -> None:
         there, now = flatten(before), flatten(self.identity)
-        differing = [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items()]
         unknown = {"model", "tokenizer"} - there.keys()  # older results do not tell
-        same = [there.get(key) == value or key in unknown for key, value in now.items()]
-        differing = [line for line, agrees in zip(differing, same, strict=True) if not agrees]
+        differing = [
+            f"{key}: {there.get(key)!r} there, {value!r} now"
+            for key, value in now.items()
+            if there.get(key) != value and key not in unknown
+        ]
         if differing:
             raise ValueError(
                 f"{str(place)!r} is a result of other inputs; name a new folder with --output, or start with the same:"

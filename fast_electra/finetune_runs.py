@@ -33,9 +33,9 @@ def finetune_all(
     Path(output).mkdir(parents=True, exist_ok=True)
     run_state.take(output)
     with failure.noted(output, failure.FINETUNING):
-        runs = {name: dict(by_seed) for name, by_seed in earlier.items()}
-        for name in present:
-            runs[name] = {seed: run for seed, run in earlier.get(name, {}).items() if seed <= num_seeds}
+        runs = earlier | {
+            name: {seed: run for seed, run in earlier.get(name, {}).items() if seed <= num_seeds} for name in present
+        }
         bar = progress_bar("all runs", len(present) * num_seeds, "run")
         for name in present:
             job = Job(model, name, data, settings or Settings())

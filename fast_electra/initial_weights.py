@@ -84,13 +84,13 @@ def read(
         return Beginning({}, {}), {"initial_misfit": _NOT_LOADED} if automatic and config.objective == "replay" else {}
     trains_masked_lm = config.objective == "mlm" or generator is not None
     source, absent = _load(path, AutoModelForMaskedLM if trains_masked_lm else AutoModel)
-    encoder = cast(PreTrainedModel, source.base_model)
-    misfits = _misfits(encoder, _unfilled(shape), config.initial_layers)
+    encoder, wanted = cast(PreTrainedModel, source.base_model), _unfilled(shape)
+    misfits = _misfits(encoder, wanted, config.initial_layers)
     if automatic and misfits:
         return Beginning({}, {}), {"initial_misfit": misfits[0]}
     _refuse(path, misfits)
     refuse_other_vocabulary("initial_weights", path, source, tokenizer)
-    taken = _taken(encoder, _unfilled(shape), config.initial_layers)
+    taken = _taken(encoder, wanted, config.initial_layers)
     facts = {"initial_weights": weights_fingerprint(source), "initial_layers": _depth(taken), "initial_from": path}
     facts["initial_token_types"] = _tells_types_apart(taken)
     if generator is not None:
