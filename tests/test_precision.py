@@ -1,5 +1,4 @@
 import time
-from statistics import median
 
 import pytest
 import torch
@@ -23,14 +22,14 @@ def test_auto_asks_the_cpu_for_units_that_multiply_bf16(monkeypatch, units):
     assert precision.dtype("auto", on_cpu=True) == torch.bfloat16
 
 
-def test_what_auto_chooses_on_this_machine_is_the_faster_one():
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        factor = torch.randn(256, 256).to(dtype)
-        times = []
-        for _ in range(5):
+def test_auto_does_not_choose_the_numbers_this_machine_only_emulates():
+    factors = {dtype: torch.randn(512, 512).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in factors}
+    for _ in range(6):  # the first turn builds what torch keeps for a shape
+        for dtype, factor in factors.items():
             start = time.perf_counter()
             factor @ factor
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = median(times)
-    assert min(seconds, key=seconds.__getitem__) == precision.dtype("auto", on_cpu=True)
+            seconds[dtype].append(time.perf_counter() - start)
+    best = {dtype: min(taken) for dtype, taken in seconds.items()}
+    # Units for bf16 win two- to sixfold on large products and may not on small ones; emulation loses fortyfold.
+    assert best[precision.dtype("auto", on_cpu=True)] < 3 * min(best.values())
