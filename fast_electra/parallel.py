@@ -121,6 +121,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def place_on_machine() -> int:
+    """Which of this machine's processes this is: its local rank, unless SLURM shows each task a GPU 0 of its own."""
+    return int(os.environ.get(slurm.PLACE) or local_rank())
+
+
 def device() -> torch.device:
     """Where this process computes: DeepSpeed says (DS_ACCELERATOR, or what it finds)."""
     kind = get_accelerator().device_name()
@@ -130,18 +135,6 @@ def device() -> torch.device:
 def barrier() -> None:
     """Wait for all processes."""
     dist.barrier()
-
-
-@contextmanager
-def first_on_each_machine() -> Iterator[None]:
-    """The first process of each machine goes through alone, the others after it: what it fetched is cached by then."""
-    if local_rank() != 0:
-        barrier()
-    try:
-        yield
-    finally:
-        if local_rank() == 0:
-            barrier()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from fast_electra.checkpoint import Position
 from fast_electra.config import Config
 from fast_electra.divergence import broken_throughout
 from fast_electra.export import evaluated, export, for_rows_of
+from fast_electra.fetching import in_turns
 from fast_electra.progress import Progress, forget_start_up, peak_memory_gib
 from fast_electra.randomness import Stream, bits
 from fast_electra.setup_run import Run
@@ -89,7 +90,7 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
     batches = setup_run.open_batches(config)
     config = dataclasses.replace(config, corpus=config.corpus or setup_run.documentation_corpus(config))
     if config.needs_auxiliary and not config.auxiliary:
-        initial_weights.foresee(config, batches.corpora[0].tokenizer)
+        in_turns(lambda: initial_weights.foresee(config, batches.corpora[0].tokenizer))
         watchdog.stop()
         first = config.for_auxiliary()
         made = pretrain(first, settings)

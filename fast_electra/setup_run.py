@@ -39,6 +39,7 @@ from fast_electra.checkpoint import START, Position
 from fast_electra.config import Config, TemperatureConfig
 from fast_electra.decoupled import Decoupled
 from fast_electra.encoder import attention_kernel, recompute_activations, transformers_config
+from fast_electra.fetching import in_turns
 from fast_electra.joint import Joint
 from fast_electra.objectives import Objective
 from fast_electra.parallel import on_rank_zero
@@ -102,7 +103,9 @@ def open_batches(config: Config) -> Batches:
     if not config.corpus:
         on_rank_zero(lambda: _prepare_documentation(config))
     named = config.corpora or [(documentation_corpus(config), 1.0)]
-    opened = [(corpora.Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
+    opened = in_turns(
+        lambda: [(corpora.Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
+    )
     first = opened[0][0]
     for other, _ in opened[1:]:
         if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
@@ -145,9 +148,8 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
-    with parallel.first_on_each_machine():
-        generator_shape = objective.generator_shape if isinstance(objective, Joint) else None
-        beginning, of_weights = initial_weights.read(config, shape, generator_shape, tokenizer)
+    generator_shape = objective.generator_shape if isinstance(objective, Joint) else None
+    beginning, of_weights = in_turns(lambda: initial_weights.read(config, shape, generator_shape, tokenizer))
     facts |= of_weights
     on_rank_zero(lambda: run_folder.bind(config.output, batches.identity() | _bound(facts)))
     engine, num_weights = _engine(config, settings, partial(objective.module, shape), beginning)
@@ -270,14 +272,14 @@ def open_auxiliary(
     config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
 ) -> tuple[auxiliary.Auxiliary, PreTrainedModel, dict[str, Any]]:
     """The auxiliary model in its engine, the stock model in it, and what the gate, which it has passed, measured."""
-    with parallel.first_on_each_machine():
-        model = auxiliary.load(config.auxiliary, tokenizer, config.data.sequence_length, dtype_of(config))
+    length, dtype = config.data.sequence_length, dtype_of(config)
+    model = in_turns(lambda: auxiliary.load(config.auxiliary, tokenizer, length, dtype))
     if config.data.separate_documents:
         separation.require_separable(model.config, f"the auxiliary model {config.auxiliary!r}")
         if _attention(config) == FLEX and model._supports_flex_attn:
             model.set_attn_implementation(FLEX)
     module, mask_id = auxiliary.MaskedLM(model), cast(int, tokenizer.mask_token_id)
-    choice = auxiliary_engine.for_run(module, batches, mask_id, config, dtype_of(config))
+    choice = auxiliary_engine.for_run(module, batches, mask_id, config, dtype)
     frozen = auxiliary.Auxiliary(choice.engine, tokenizer, config.seed)
     rows = min(GATE_ROWS, batches.num_held_out)
     accuracy, most_frequent, total = frozen.accuracy(batches, rows, parallel.device())

@@ -7,11 +7,13 @@ no host file, no pdsh, no ssh. Variable names are those of srun(1), "OUTPUT ENVI
 import re
 from collections.abc import Mapping
 
+PLACE = "PLACE_ON_MACHINE"  # our own: LOCAL_RANK tells the GPU
 _FIRST_PORT, _NUM_PORTS = 12_000, 20_000  # below the ports that Linux hands out by itself
 
 
 def rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT of this task; empty outside of `srun`.
+    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, PLACE_ON_MACHINE, MASTER_ADDR and MASTER_PORT of this task; empty
+    outside of `srun`.
 
     A job script itself, or a shell in an allocation, is no task of a step: what it starts runs by itself. MASTER_ADDR
     and MASTER_PORT stay as they are where they are set already.
@@ -26,6 +28,7 @@ def rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": "0" if _one_gpu_a_task(environment, local_size) else environment["SLURM_LOCALID"],
         "LOCAL_SIZE": str(local_size),
+        PLACE: environment["SLURM_LOCALID"],
         "MASTER_ADDR": environment.get("MASTER_ADDR") or host,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(_port(environment)),
     }

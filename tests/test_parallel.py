@@ -204,50 +204,6 @@ def test_deepspeeds_accelerator_says_where_a_process_computes(monkeypatch):
     assert parallel.device() == torch.device("cuda", 3)
 
 
-FETCH = """
-import sys, time
-from pathlib import Path
-from fast_electra import parallel
-
-cache = Path(sys.argv[-1])
-
-def fetch():
-    if not cache.exists():
-        print(f"rank {parallel.rank()} fetches", flush=True)
-        time.sleep(2)
-        if cache.name == "refused":
-            raise ValueError(f"rank {parallel.rank()} was refused")
-        cache.touch()
-
-parallel.start()
-try:
-    with parallel.first_on_each_machine():
-        fetch()
-except ValueError as error:
-    print(error, flush=True)
-parallel.stop(0)
-"""
-
-
-@pytest.mark.parametrize(("name", "lines"), [("model", 1), ("refused", 4)])
-def test_one_process_of_a_machine_fetches_and_the_others_find_it_cached(name, lines, tmp_path):
-    (tmp_path / "fetch.py").write_text(FETCH)
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2", "--master_port=29873", "fetch.py"]
-    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    done = subprocess.run(
-        [*command, str(tmp_path / name)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=True,
-    )
-    said = re.findall(r"rank \d (?:fetches|was refused)", done.stdout)
-    assert said[0] == "rank 0 fetches"
-    assert len(said) == lines, "a refusal of the first leaves none waiting"
-
-
 LEAVE = """
 import sys, time
 from fast_electra import parallel

@@ -26,6 +26,7 @@ TASK = {
 def test_a_task_learns_its_place_from_slurm():
     place = slurm.rendezvous(TASK)
     port = int(place.pop("MASTER_PORT"))
+    assert place.pop("PLACE_ON_MACHINE") == "0"
     assert place == {"RANK": "4", "WORLD_SIZE": "6", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "gpu007"}
     assert 12_000 <= port < 32_000
 
@@ -61,7 +62,7 @@ def test_a_job_script_or_a_shell_in_an_allocation_is_no_task():
 def test_a_task_that_sees_one_gpu_of_its_own_takes_that_one(visible, index):
     node = {"SLURM_STEP_NODELIST": "gpu007", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}
     place = slurm.rendezvous(TASK | node | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": visible})
-    assert place["LOCAL_RANK"] == index
+    assert (place["LOCAL_RANK"], place["PLACE_ON_MACHINE"]) == (index, "3")
 
 
 @pytest.mark.parametrize(
