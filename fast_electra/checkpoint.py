@@ -103,7 +103,7 @@ def _discard(folder: Path) -> None:
         going = folder.with_name(f"{folder.name}.old{_PARTIAL}")
         shutil.rmtree(going, ignore_errors=True)
         folder.rename(going)
-        shutil.rmtree(going)
+        shutil.rmtree(going, ignore_errors=True)  # what a busy disk does not give up is cleared at the next start
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -112,7 +112,7 @@ def clear_leftovers(folder: Path) -> None:
         *folder.glob(f"step-*{_PARTIAL}"),
         *folder.glob(f"step-*/*{_UNIVERSAL}"),
     ]:  # the latter of old versions
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, position: Position, zero_stage: int, hashes: Mapping[Path, str]) -> None:

@@ -29,7 +29,7 @@ class DataConfig:
 
     A row is `sequence_length` tokens, of which `mask_rate` are masked; the last `held_out_rows` rows are never trained
     on. `vocab_size` is used only when a tokenizer is trained for the built-in documentation. `verify` hashes every byte
-    of the corpus at the start.
+    of the corpus at the first start, and of what has changed since by size or time at later ones.
 
     `num_draws` masks are drawn for a row, one for each pass over the corpus, before they come round again; 0 for new
     ones in every pass, or, with the objective `replay`, as many as are stored. `separate_documents` has no token attend

@@ -101,6 +101,12 @@ class Corpus:
         """Documents with at least one token."""
         return self.index.num_documents
 
+    @property
+    def files(self) -> list[Path]:
+        """What holds its tokens and its index."""
+        prefix = self.path if self.manifest is None else self.path / PREFIX_NAME
+        return [Path(f"{prefix}{ending}") for ending in (".bin", ".idx")]
+
     @cached_property
     def document_starts(self) -> NDArray[np.int64]:
         """The offset (num_documents,) of each document's first token: 8 bytes a document, from the first use on."""

@@ -60,9 +60,38 @@ def micro_batch_rows(config: Config, num_processes: int) -> int:
     if rest or rows == 0:
         raise ValueError(
             f"run.batch_rows = {config.run.batch_rows} cannot be split evenly over {num_processes} processes; "
-            "give a multiple of the number of processes, or start fewer"
+            f"give a multiple of the number of processes, such as {_that_splits(config, num_processes)}, or start fewer"
         )
-    return next(micro for micro in range(min(rows, config.run.micro_batch_rows), 0, -1) if rows % micro == 0)
+    return _divisor(rows, config.run.micro_batch_rows)
+
+
+def note_of_small_pieces(config: Config, num_processes: int) -> str:
+    """What to tell where a share of the batch splits into pieces of half `run.micro_batch_rows` or less; else empty."""
+    rows, micro = config.run.batch_rows // num_processes, micro_batch_rows(config, num_processes)
+    if _splits(rows, config.run.micro_batch_rows):
+        return ""
+    return (
+        f"run.batch_rows = {config.run.batch_rows} is {rows} rows for each of {num_processes} processes, which split "
+        f"evenly into pieces of {micro} at most (run.micro_batch_rows = {config.run.micro_batch_rows}); small ones are "
+        f"slow, and run.batch_rows = {_that_splits(config, num_processes)} would take larger"
+    )
+
+
+def _that_splits(config: Config, num_processes: int) -> int:
+    """The `run.batch_rows` next to the one given that makes good pieces on so many processes."""
+    asked, most = config.run.batch_rows, config.run.micro_batch_rows
+    shares = filter(lambda rows: _splits(rows, most), range(1, asked // num_processes + most + 1))
+    return num_processes * min(shares, key=lambda rows: abs(num_processes * rows - asked))
+
+
+def _splits(rows: int, most: int) -> bool:
+    """Whether the pieces of these rows are larger than half of what they could be."""
+    return 2 * _divisor(rows, most) > min(rows, most)
+
+
+def _divisor(rows: int, most: int) -> int:
+    """The largest divisor of `rows` up to `most`."""
+    return next(micro for micro in range(min(rows, most), 0, -1) if rows % micro == 0)
 
 
 def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: bool) -> dict[str, Any]:

@@ -63,6 +63,9 @@ def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> d
     parallel.start(patience_minutes(config.run.hang_minutes))
     config = setup_run.with_dtype(config)
     deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
+    note = deepspeed_config.note_of_small_pieces(config, parallel.world_size())
+    if note and parallel.rank() == 0:
+        print(f"note: {note}", flush=True)  # noqa: T201
     setup_run.on_rank_zero(lambda: run_folder.claim(config))
     watchdog.folder = str(Path(config.output).resolve())  # a conversion of a checkpoint works elsewhere
     done = run_folder.read_summary(config.output)

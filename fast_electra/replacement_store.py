@@ -192,6 +192,11 @@ class ReplacementStore:
         data = np.frombuffer(b"".join(spans), dtype=np.uint8)
         return self.provenance.codec.tokens_at(data, sizes.cumsum() - sizes, self.provenance.seed, keys, level)
 
+    @property
+    def files(self) -> list[Path]:
+        """Its shards."""
+        return [_shard_path(self.folder, shard) for shard in range(self.provenance.num_shards)]
+
     def verify(self) -> None:
         """Hashes every shard; raises ValueError naming all that are damaged or missing."""
         problems = []

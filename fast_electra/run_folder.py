@@ -2,6 +2,7 @@
 
 config.json        the resolved config; what a second start is compared with
 inputs.json        hashes of the corpora, the auxiliary model and the weights begun with; compared likewise
+verified.json      which of their files were found whole, and their sizes and times then
 deepspeed.json     DeepSpeed's settings as they were filled in
 state.json         who works here, and how the last start ended
 environment.json   library versions and hardware
@@ -48,7 +49,7 @@ _FREE = {
     "run.stop_at_step",
 }
 _SUMMARY, _INPUTS = "summary.json", "inputs.json"
-_CLAIM = {"config.json", "environment.json", _INPUTS, "deepspeed.json", "monitor", run_state.NAME}
+_CLAIM = {"config.json", "environment.json", _INPUTS, "verified.json", "deepspeed.json", "monitor", run_state.NAME}
 _BEGUN = {run_state.NAME, "config.json.partial"}  # what a full disk, or a kill, may leave of a claim
 _LIBRARIES = ("torch", "deepspeed", "transformers", "megatron-core", "datasets", "sentencepiece", "numpy")
 

@@ -2,7 +2,8 @@
 
 One page of JSON that is written over in place, so that a full disk cannot keep the reason of an end from being written
 down. The first process holds it locked (flock) as long as it lives, however it dies: a second start in the same folder
-is refused, and a state of "running" that nobody holds tells of a process that was killed.
+is refused, and a state of "running" that nobody holds tells of a process that was killed. On a shared disk the locks
+of a machine that went down stay until its lease is over; a start elsewhere waits for that.
 """
 
 import errno
@@ -21,7 +22,10 @@ from fast_electra.staging import BusyError
 NAME = "state.json"
 RUNNING, FINISHED, STOPPED, PREEMPTED, FAILED = "running", "finished", "stopped", "preempted", "failed"
 _PAGE = 4096
-_TRIES, _PAUSE_SECONDS = 5, 0.2  # whoever asks for the state holds it for an instant
+_PAUSE_SECONDS = 0.2
+_INSTANT = 1.0  # seconds: whoever asks for the state holds it no longer
+# Seconds until a file server takes the locks of a machine that went down for lost (NFS, Lustre: about 90).
+_LEASE = 180.0
 _held: dict[Path, int] = {}
 
 
@@ -45,20 +49,27 @@ def take(folder: str) -> None:
 
 
 def _lock(handle: int, path: Path) -> None:
-    for tried in range(1, _TRIES + 1):
+    begun, told = time.monotonic(), False
+    while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return print(f"{path} cannot be locked ({error}): start no second run there", flush=True)  # noqa: T201
-            if tried == _TRIES:
-                holder = read(str(path.parent))
+            holder = read(str(path.parent))
+            elsewhere = holder.get("host") not in (None, socket.gethostname())
+            if time.monotonic() - begun > (_LEASE if elsewhere else _INSTANT):
                 raise BusyError(
                     f"output = {str(path.parent)!r}: process {holder.get('pid')} on {holder.get('host')} works there "
                     f"since {_clock(holder.get('started'))}; wait for it, end it, or name another --output"
                 ) from error
+            if elsewhere and not told:
+                told = True
+                print(  # noqa: T201
+                    f"{path} is locked by {holder['host']}: waits {_LEASE:.0f} s at most, in case it went down",
+                    flush=True,
+                )
         time.sleep(_PAUSE_SECONDS)
-    return None
 
 
 def end(folder: str, state: str, why: str = "") -> None:

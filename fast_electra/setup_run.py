@@ -32,6 +32,7 @@ from fast_electra import (
     run_folder,
     separation,
     sharded_weights,
+    verified,
 )
 from fast_electra import corpus as corpora
 from fast_electra.batches import Batches
@@ -114,7 +115,7 @@ def open_batches(config: Config) -> Batches:
                 "prepare both with the same one (prepare_corpus.py --tokenizer)"
             )
     if config.data.verify:
-        on_rank_zero(lambda: _verify([each for each, _ in opened]))
+        on_rank_zero(lambda: _verify(config.output, [each for each, _ in opened]))
     data = config.data
     if config.objective == "replay":
         folder = Path(config.replacements)
@@ -123,10 +124,10 @@ def open_batches(config: Config) -> Batches:
     return Batches(opened, data, config.seed)
 
 
-def _verify(opened: list[corpora.Corpus]) -> None:
+def _verify(output: str, opened: list[corpora.Corpus]) -> None:
     with preemption.at_once():
         for each in opened:
-            each.verify()
+            verified.once(output, each.files, each.fingerprint, each.verify)
 
 
 def documentation_corpus(config: Config) -> str:
@@ -299,7 +300,7 @@ def _replay(
         store = replay.open_store(config, batches)
         if config.data.verify:
             with preemption.at_once():
-                store.verify()
+                verified.once(config.output, store.files, store.fingerprint, store.verify)
 
     on_rank_zero(check)
     store = replay.open_store(config, batches, verified=config.data.verify)

@@ -11,7 +11,7 @@ _FLOW = """
     divergence temperature encoder statistic vocabulary_logits auxiliary initial_weights
     gumbel replacements replacement_codec replacement_store
     discriminator metrics objectives joint decoupled replay trained
-    optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder command_line summary
+    optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
     slurm preemption failure watchdog operator_builds shared_memory injection
     parallel fetching sharded_weights stop_vote auxiliary_engine universal checkpoint export setup_run precompute
     health progress pretrain status row_text

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fast_electra import deepspeed_config, recipes
-from fast_electra.deepspeed_config import fill, micro_batch_rows, read, zero_stage
+from fast_electra.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 RECIPE = recipes.get("demo")
@@ -92,6 +92,34 @@ def test_the_micro_batch_is_the_largest_that_divides_the_share():
 def test_more_processes_than_rows_or_an_uneven_split_is_refused(processes):
     with pytest.raises(ValueError, match=rf"run.batch_rows = 64 cannot be split evenly over {processes} processes"):
         micro_batch_rows(DEMO, processes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "processes", "micro", "better"),
+    [
+        (2060, 64, 20, 1, 2040),
+        (2034, 64, 18, 1, 2016),
+        (2044, 64, 28, 1, 2016),
+        (34, 32, 2, 17, None),
+        (7, 64, 1, 7, None),
+    ],
+)
+def test_a_batch_that_splits_into_small_pieces_alone_is_told_of(rows, most, processes, micro, better):
+    config = replace(DEMO, run=replace(DEMO.run, batch_rows=rows, micro_batch_rows=most))
+    note = note_of_small_pieces(config, processes)
+    assert micro_batch_rows(config, processes) == micro
+    if better is None:
+        assert note == ""
+    else:
+        assert f"pieces of {micro} at most" in note
+        assert f"run.batch_rows = {better} would take larger" in note
+
+
+@pytest.mark.parametrize(("processes", "rows"), [(20, 2040), (3, 2046), (4096, 4096)])
+def test_a_refusal_names_the_nearest_batch_that_splits_well(processes, rows):
+    config = replace(DEMO, run=replace(DEMO.run, batch_rows=2048, micro_batch_rows=64))
+    with pytest.raises(ValueError, match=rf"such as {rows}, or start fewer"):
+        micro_batch_rows(config, processes)
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds a list"), ("\x00", "is not JSON")])

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -50,6 +51,24 @@ def test_death_frees_the_folder_and_leaves_the_state_of_a_run(holder, tmp_path):
     assert run_state.read(str(tmp_path))["pid"] == os.getpid()
     run_state.end(str(tmp_path), run_state.STOPPED)
     assert not run_state.is_held(str(tmp_path))
+
+
+def test_a_start_waits_for_the_lock_of_another_machine_which_may_have_gone_down(holder, tmp_path, monkeypatch, capsys):
+    here = socket.gethostname()
+    monkeypatch.setattr(run_state.socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(run_state, "_INSTANT", 0.1)
+    monkeypatch.setattr(run_state, "_LEASE", 30.0)
+    threading.Timer(1.0, holder.kill).start()
+    run_state.take(str(tmp_path))
+    run_state.end(str(tmp_path), run_state.STOPPED)
+    assert f"is locked by {here}: waits 30 s at most" in capsys.readouterr().out
+
+
+def test_one_that_is_alive_there_is_not_waited_for_longer_than_a_lease(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_state.socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(run_state, "_LEASE", 0.5)
+    with pytest.raises(BusyError, match=r"works there since"):
+        run_state.take(str(tmp_path))
 
 
 def test_a_forked_child_does_not_keep_it(tmp_path):
