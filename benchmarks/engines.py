@@ -33,7 +33,7 @@ def measure(case: Case) -> list[Row]:
     """A row for each engine."""
     parallel.start()
     settings = cases.config(case)
-    num_rows = min(settings.run.micro_batch_rows, rows_at_once(settings.data.num_masked, case.vocab_size))
+    num_rows = rows_at_once(settings.run.micro_batch_rows, settings.data.num_masked, case.vocab_size)
     batches = few_rows(case, dataclasses.replace(settings.data, held_out_rows=1), num_rows + 1)
     batch = batches.masked(np.arange(num_rows)).to(parallel.device())
     dtype = precision.dtype("auto", parallel.device().type == "cpu")
@@ -70,14 +70,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the rows")
     given = parser.parse_args(arguments)
     try:
-        made = [row for name in given.cases for row in measure(cases.parse(name))]
+        for case in list(map(cases.parse, given.cases)):
+            made = measure(case)
+            rows.keep(given.output / "engines.jsonl", made)
+            for row in made:
+                told = row["refused"] or f"{1e3 * row['seconds']:.2f} ms, {row['agreement']:.2%} agree"
+                print(f"{row['recipe']:<14} {row['engine']:<9} {told}", flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows.keep(given.output / "engines.jsonl", made)
-    for row in made:
-        told = row["refused"] or f"{1e3 * row['seconds']:.2f} ms, {row['agreement']:.2%} agree"
-        print(f"{row['recipe']:<14} {row['engine']:<9} {told}")
     return 0
 
 

@@ -3,13 +3,17 @@
 #
 #   benchmarks/gpu.sh OUTPUT [WHEELS]      WHEELS: a folder of the wheels that the machine lacks
 #   TINY=1 benchmarks/gpu.sh OUTPUT        the same on tiny shapes, to try the script where there is no GPU
+#   PARTS="tests engines" benchmarks/...   these alone
+#   SECONDS_IN_ALL=300 benchmarks/...      in less time, or more
 #
-# Each part has a time limit and a log of its own and does not stop the others; the status is how many failed. Put
-# OUTPUT's *.jsonl together into benchmarks/results/NAME.jsonl and name that to `python -m benchmarks.report --rows`.
-# What may hang or never return, DeepSpeed's kernels, comes last, and builds where no other part waits for it.
+# Each part has a time limit and a log of its own and does not stop the others; one for which less than 20 s are left is
+# left out; the status is how many failed or were. Put OUTPUT's *.jsonl together into benchmarks/results/NAME.jsonl and
+# name that to `python -m benchmarks.report --rows`. Each part builds operators in a folder of its own: one that is
+# killed as it builds leaves a lock, for which others would wait. What may never return, DeepSpeed's kernels, comes last.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 output=$(mkdir -p "$1" && realpath "$1") wheels=${2:-} scratch=$(mktemp -d)
+parts=${PARTS:-tests training separated base overhead replay large offload engines} in_all=${SECONDS_IN_ALL:-540}
 trap 'rm -rf "$scratch"' EXIT
 failed=0
 if [[ -n $wheels ]]; then
@@ -22,12 +26,24 @@ if [[ -n $wheels ]]; then
     # As DeepSpeed reads it: an image may name an architecture such as 9.0a, which it takes for no number.
     TORCH_CUDA_ARCH_LIST=$(python3 -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
     export TORCH_CUDA_ARCH_LIST
+    # They bring libcurand under its full name alone, and DeepSpeed's kernels are linked with -lcurand.
+    mkdir -p "$scratch/lib"
+    curand=$(python3 -c 'import pathlib, torch; print(next(pathlib.Path(torch.__file__).parents[1].glob("nvidia/cu*/lib/libcurand.so.*"), ""))')
+    [[ -z $curand ]] || ln -s "$curand" "$scratch/lib/libcurand.so"
+    export LIBRARY_PATH=$scratch/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
 fi
 
 part() { # NAME SECONDS COMMAND...
     local name=$1 limit=$2 begun=$SECONDS status=0
     shift 2
-    timeout -k 5 "$limit" "$@" >"$output/$name.log" 2>&1 || status=$?
+    [[ " $parts " == *" $name "* ]] || return 0
+    ((limit <= in_all - SECONDS)) || limit=$((in_all - SECONDS))
+    if ((limit < 20)); then
+        echo "$name: no time was left for it"
+        failed=$((failed + 1))
+        return 0
+    fi
+    TORCH_EXTENSIONS_DIR=$scratch/extensions/$name timeout -k 5 "$limit" "$@" >"$output/$name.log" 2>&1 || status=$?
     ((status == 0)) || failed=$((failed + 1))
     printf '%-12s status %-4s %4d s   %s\n' "$name" "$status" $((SECONDS - begun)) "$(tail -n 1 "$output/$name.log" | cut -c -100)"
 }
@@ -41,21 +57,23 @@ export -f train
 
 if [[ -n ${TINY:-} ]]; then
     base=(demo/{frozen,replay}/32/200/masked/2 demo/joint_plain/32/200/all/2) large=(small/{frozen,joint_shallow}/32/200/masked/2)
-    engines=(electra_small/frozen/32/200/masked/2) one=demo/frozen/32/200/masked/2 steps=10
+    engines=(electra_small/frozen/32/200/masked/2) one=demo/frozen/32/200/masked/2 steps=10 length=160
 else
     base=(base/{frozen,replay,joint_shallow,joint_plain}) large=(large/{frozen,joint_shallow})
-    engines=(electra_base/frozen base/frozen) one=base/frozen steps=150
+    engines=(electra_base/frozen base/frozen) one=base/frozen steps=150 length=512
 fi
 again="--corpus $scratch/run/corpus --auxiliary $scratch/run/auxiliary/export --run.steps $steps"
 whole="--run.steps $steps --auxiliary_model.steps $steps --run.evaluate_every $((steps / 2)) --run.save_every $((steps / 2))"
+# Rows of several of FlexAttention's blocks, and no auxiliary model that another part has to leave first.
+apart="--objective random --data.sequence_length $length --encoder.max_positions $length --data.separate_documents true"
 python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
-part tests 50 python3 -m pytest -q -m gpu tests
-part training 60 bash -c "train run zero3 $whole"
-part separated 40 bash -c "train apart zero1 $again --run.stop_at_step 10 --data.separate_documents true"
+part tests 60 python3 -m pytest -q -m gpu tests
+part training 110 bash -c "train run zero3 $whole"
+part separated 70 bash -c "train apart zero1 $apart --run.steps $steps --run.stop_at_step 10"
 part base 120 python3 -m benchmarks.measure "${base[@]}" --compile yes --output "$output"
 part overhead 50 python3 -m benchmarks.overhead "$one" --compile --micro_batches 4 --turns 5
-part replay 30 python3 -m benchmarks.replay "$one" --output "$output"
-part large 80 python3 -m benchmarks.measure "${large[@]}" --compile yes --output "$output"
-part offload 50 bash -c "train offload zero3_offload $again --run.stop_at_step 2"
-TORCH_EXTENSIONS_DIR=$scratch/extensions part engines 60 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
+part replay 40 python3 -m benchmarks.replay "$one" --output "$output"
+part large 60 python3 -m benchmarks.measure "${large[@]}" --output "$output" # compiled it was not ready in 110 s
+part offload 60 bash -c "train offload zero3_offload $again --run.stop_at_step 2"
+part engines 180 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
 exit "$failed"

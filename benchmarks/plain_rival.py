@@ -6,7 +6,8 @@ torch's AdamW with its defaults; several processes take DistributedDataParallel.
 the recipe's encoder can have it (`joint`), and METRO's otherwise (`joint_shallow`).
 
 Where scripts differ, the quicker way is taken, so that the rival is no straw man: the loss is taken at the masked
-positions and not over all of them with ignored labels, and nothing is read back from the device.
+positions and not over all of them with ignored labels, and no metric is read back from the device. Boolean masks stay,
+each of which waits for it.
 
 It is called as an engine is, on the rows, positions and clock of the other cases (contestant.py).
 

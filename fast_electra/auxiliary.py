@@ -28,9 +28,12 @@ from fast_electra.vocabulary_logits import sample
 LOGITS_BUDGET_MIB, MOST_ROWS = 256, 256
 
 
-def rows_at_once(num_masked: int, vocab_size: int) -> int:
-    """How many rows go through the model together: their float32 logits (rows, N, V) stay inside the budget."""
-    return max(1, min(MOST_ROWS, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * vocab_size))))
+def rows_at_once(num_rows: int, num_masked: int, vocab_size: int) -> int:
+    """How many of `num_rows` rows go through the model together: their float32 logits (rows, N, V) stay inside the
+    budget. An even share of them where one is not much smaller, because each size is compiled by itself."""
+    most = max(1, min(num_rows, MOST_ROWS, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * vocab_size))))
+    even = next(rows for rows in range(most, 0, -1) if num_rows % rows == 0)
+    return even if 2 * even > most else most
 
 
 class MaskedLM(nn.Module):
@@ -84,7 +87,7 @@ class Auxiliary:
     def predictions(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
         """Chunks of rows with their logits (b, N, V) as the model gives them, padding of the vocabulary left out."""
         num_rows, num_masked = batch.positions.shape
-        chunk = rows_at_once(num_masked, self.vocab_size)
+        chunk = rows_at_once(num_rows, num_masked, self.vocab_size)
         masked = mask_out(batch, self.mask_id)
         self.special_ids = self.special_ids.to(masked.device)  # moves once
         for start in range(0, num_rows, chunk):

@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from fast_electra import injection, parallel, run_folder
+from fast_electra import deepspeed_config, injection, parallel, run_folder
 from fast_electra.auxiliary import MaskedLM, mask_out, rows_at_once
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
@@ -60,7 +60,8 @@ def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dt
     """The engine that a run's config asks for, or that the run began with. Raises ValueError where it cannot serve."""
     began_with = run_folder.bound(config.output).get("auxiliary_engine", "auto")
     wanted = began_with if config.auxiliary_engine == "auto" else config.auxiliary_engine
-    rows = rows_at_once(config.data.num_masked, batches.vocab_size)
+    at_a_time = deepspeed_config.micro_batch_rows(config, parallel.world_size())
+    rows = rows_at_once(at_a_time, config.data.num_masked, batches.vocab_size)
     choice = choose(module, batches.training(0, rows).to(parallel.device()), mask_id, dtype, wanted)
     if parallel.rank() == 0:
         for each in choice.trials:

@@ -25,7 +25,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_torch_flex_attn_available
 
 from fast_electra.config import EncoderConfig
-from fast_electra.separation import FLEX
+from fast_electra.separation import FLEX, FLEX_BLOCK
 
 PLAIN_ATTENTION_TOKENS = 128
 
@@ -111,14 +111,16 @@ def attention_kernel(
 ) -> str:
     """The name transformers gives the attention to use: what the config asks for, or the fastest one.
 
-    FlexAttention, which alone skips what lies between documents, needs CUDA, heads of 16 and no attention dropout.
+    FlexAttention, which alone skips what lies between documents, needs CUDA, heads of 16 and no attention dropout. It
+    skips in blocks of 128 tokens, so that in rows of one block it has nothing to skip.
     """
     if encoder.model_type == "deberta-v2":
         return "eager"
     if encoder.attention != "auto":
         return encoder.attention
+    skips = separate_documents and sequence_length > FLEX_BLOCK
     flexible = encoder.attention_dropout == 0 and encoder.hidden_size // encoder.num_heads >= 16
-    if separate_documents and flexible and device.type == "cuda" and is_torch_flex_attn_available():
+    if skips and flexible and device.type == "cuda" and is_torch_flex_attn_available():
         return FLEX
     return "eager" if device.type == "cpu" and sequence_length <= PLAIN_ATTENTION_TOKENS else "sdpa"
 

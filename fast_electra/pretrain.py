@@ -245,13 +245,13 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
     with compiled(False):
         inputs = run.objective.evaluation_inputs(sample)
         outputs = evaluated(run.engine, inputs)
-    exported = run.objective.exports(run.engine.module, sample, inputs, outputs)
-    folders = {name: Path(config.output) / name for name in exported}
-    tokenizer = for_rows_of(run.tokenizer, config.data.sequence_length)
-    own_types = bool(run.facts.get("initial_token_types"))
-    differences = {
-        name: export(run.engine, tokenizer, folders[name], each, own_types) for name, each in exported.items()
-    }
+        exported = run.objective.exports(run.engine.module, sample, inputs, outputs)
+        folders = {name: Path(config.output) / name for name in exported}
+        tokenizer = for_rows_of(run.tokenizer, config.data.sequence_length)
+        own_types = bool(run.facts.get("initial_token_types"))
+        differences = {
+            name: export(run.engine, tokenizer, folders[name], each, own_types) for name, each in exported.items()
+        }
     tokens = run.position.rows_seen * config.data.sequence_length
     tokens_per_second = progress.tokens_per_second(run.position.step, run.position.seconds)
     first, last = run.objective.progress(0.0), run.objective.progress((config.run.steps - 1) / config.run.steps)

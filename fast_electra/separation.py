@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 WHOLE_ROWS = torch.empty(0, 0, dtype=torch.int64)  # the `position_ids` of rows whose documents are not kept apart
 FLEX = "flex_attention"
+FLEX_BLOCK = 128  # tokens: torch's own size of the blocks that it computes or leaves out
 _AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")  # their positions begin behind the padding's id
 SEPARABLE = ("electra", "bert", "modernbert", "deberta-v2", *_AFTER_PADDING)
 

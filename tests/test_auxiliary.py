@@ -110,6 +110,12 @@ def test_float32_logits_stay_within_the_budget(tiny_tokenizer, batch, monkeypatc
     assert max(sizes) <= budget * 2**20
 
 
+@pytest.mark.parametrize(("num_rows", "at_once"), [(64, 16), (27, 27), (26, 26), (29, 27), (61, 27), (1, 1)])
+def test_chunks_have_one_size_where_that_costs_little(num_rows, at_once):
+    """Within 256 MiB lie 27 rows of 77 positions and 32,000 words; each size is a graph to compile."""
+    assert auxiliary.rows_at_once(num_rows, 77, 32_000) == at_once
+
+
 def test_mask_out_leaves_the_rest_alone(batch):
     masked = mask_out(batch, 4)
     kept = torch.ones_like(masked, dtype=torch.bool).scatter(1, batch.positions, False)

@@ -237,12 +237,12 @@ def test_a_resumed_run_takes_the_engine_that_it_began_with(asked, began_with, ta
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
 def test_a_gpu_takes_an_engine_and_tells_how_each_did(kind, capsys):
+    """Of those that `auto` tries: building DeepSpeed's kernels takes longer than a test may (benchmarks.engines)."""
     parallel.start()
     batch = batch_of().to(parallel.device())
     module = masked_lm(kind, hidden_size=256, intermediate_size=1024)
     choice = auxiliary_engine.choose(module, batch, MASK, torch.bfloat16)
-    trials = auxiliary_engine.compare(module, batch, MASK, torch.bfloat16)
     with capsys.disabled():
-        print(*trials, f"taken: {choice.name}", sep="\n")
+        print(*choice.trials, f"taken: {choice.name}", sep="\n")
     assert choice.name in ("plain", "compiled")
-    assert [each.name for each in trials] == ["plain", "compiled", "injected"]
+    assert [each.name for each in choice.trials] == ["plain", "compiled"]

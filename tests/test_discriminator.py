@@ -86,6 +86,8 @@ def test_short_rows_on_a_cpu_take_plain_attention_unless_told_otherwise():
 )
 def test_flex_attention_is_taken_on_cuda_where_it_can_keep_documents_apart(changes, kernel):
     assert attention_kernel(EncoderConfig(**changes), 512, torch.device("cuda"), True) == kernel
+    assert attention_kernel(EncoderConfig(**changes), 128, torch.device("cuda"), True) in (kernel, "sdpa")
+    assert attention_kernel(EncoderConfig(**changes), 128, torch.device("cuda"), True) != "flex_attention"
     assert attention_kernel(EncoderConfig(**changes), 512, torch.device("cpu"), True) in ("sdpa", "eager")
 
 

@@ -130,6 +130,28 @@ def test_flex_attention_gives_the_logits_of_the_block_mask():
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["electra", "modernbert with windows"])
+def test_on_a_gpu_flex_attention_gives_the_logits_and_gradients_of_the_block_mask(name):
+    """In rows of several of its blocks, some of which lie between documents."""
+    config = copy.deepcopy(CONFIGS[name])
+    config.max_position_embeddings, config.num_attention_heads = 512, 2  # heads of 16, the least on a GPU
+    documents = torch.arange(512).repeat(2, 1) // torch.tensor([[100], [300]])
+    position_ids = torch.from_numpy(places(documents.numpy())).cuda()
+    tokens = torch.randint(2, VOCABULARY - 1, (2, 512)).cuda()
+    found = []
+    for kernel in ("sdpa", separation.FLEX):
+        torch.manual_seed(0)
+        model = new(config, kernel, "rtd").cuda()
+        loss, logits = ReplacedTokenDetection(model)(tokens, (tokens % 2).to(torch.uint8), position_ids)[:2]
+        loss.backward()
+        found.append([logits.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 10
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+
+
 def test_rows_left_whole_get_neither_mask_nor_positions():
     def given(model_type, *layers):
         model = SimpleNamespace(config=SimpleNamespace(model_type=model_type, layer_types=list(layers)))
