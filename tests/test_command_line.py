@@ -25,6 +25,11 @@ def test_dotted_overrides_are_typed_and_win_over_files_and_recipe(tmp_path):
     assert deepspeed == "x.json"
 
 
+def test_of_two_deepspeed_settings_the_later_counts():
+    """The job scripts put theirs before what the user says."""
+    assert parse(["--deepspeed", "a.json", "--seed=1", "--deepspeed", "b.json"], "")[1] == "b.json"
+
+
 def test_the_last_recipe_counts_and_the_command_lines_before_a_files(tmp_path):
     assert parse(["--recipe", "small", "--recipe=base"], "")[0] == recipes.get("base")
     file = tmp_path / "config.json"

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from fast_electra import deepspeed_config, recipes
 from fast_electra.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
@@ -31,6 +32,12 @@ def test_stages_are_what_their_names_say():
         "zero3_nvme": 3,
         "zero3_offload": 3,
     }
+
+
+def test_under_zero3_gradients_are_reduced_before_backward_ends():
+    """DeepSpeed reduces what a bucket holds; one that holds all gradients of `base` is reduced at the end."""
+    settings = fill(read("ds_configs/zero3.json"), DEMO, num_processes=2, on_cpu=True)["zero_optimization"]
+    assert DeepSpeedZeroConfig(**settings).reduce_bucket_size == 50_000_000
 
 
 def test_what_is_left_out_is_filled_in_too():

@@ -10,6 +10,7 @@ from conftest import ROOT
 from fast_electra import slurm
 
 SCRIPTS = sorted((ROOT / "launchers" / "slurm").iterdir())
+LONG = [each for each in SCRIPTS if each.suffix == ".sbatch" and each.stem != "benchmark"]
 # Task 5 of six on nodes with two, two, one and one, as srun of SLURM 22.05 describes it.
 TASK = {
     "SLURM_JOB_ID": "4711",
@@ -89,33 +90,40 @@ def test_job_scripts_are_bash(script):
     subprocess.run(["bash", "-n", script], check=True)
 
 
-@pytest.mark.parametrize("script", [each for each in SCRIPTS if "pretrain" in each.name or "sweep" in each.name])
+@pytest.mark.parametrize("script", LONG, ids=lambda script: script.name)
 def test_long_jobs_save_before_their_time_is_up_and_queue_again(script):
     head = script.read_text()
-    seconds = 600 if "multinode" in script.name else 120
+    seconds = 120 if script.name in ("pretrain.sbatch", "sweep.sbatch") else 600
     assert f"#SBATCH --signal=USR1@{seconds}\n" in head
     assert "#SBATCH --requeue\n" in head
     assert "train.sh" in head
 
 
-def fake_slurm(folder, status):
-    """`srun` that ends with a status and `scontrol`, both writing down how they were called; returns the PATH."""
-    for name, code in (("srun", status), ("scontrol", 0)):
+def fake_slurm(folder, status, saves):
+    """`srun` that writes a file and ends with a status, and `scontrol`, both writing down how they were called.
+
+    Returns the PATH.
+    """
+    saved = f'sleep 0.05; mkdir -p "$(dirname "{saves}")"; touch "{saves}"' if saves else ""
+    for name, does, code in (("srun", saved, status), ("scontrol", "", 0)):
         program = folder / name
-        program.write_text(f'#!/bin/bash\nprintf "%s\\n" {name} "$@" >>"{folder}/calls"\nexit {code}\n')
+        program.write_text(f'#!/bin/bash\nprintf "%s\\n" {name} "$@" >>"{folder}/calls"\n{does}\nexit {code}\n')
         program.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def job(folder, script, *arguments, status=0, **variables):
+def job(folder, script, *arguments, status=0, saves="", **variables):
     """Run a job script as SLURM would, in a folder that holds the launchers; returns (status, calls, stderr)."""
-    (folder / "launchers").symlink_to(ROOT / "launchers")
+    if not (folder / "launchers").exists():
+        (folder / "launchers").symlink_to(ROOT / "launchers")
     place = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "job", "SLURM_JOB_NODELIST": "n1", "SLURM_ARRAY_JOB_ID": "9"}
-    environment = os.environ | place | variables | {"PATH": fake_slurm(folder, status)}
+    environment = os.environ | place | variables | {"PATH": fake_slurm(folder, status, saves)}
     command = ["bash", f"launchers/slurm/{script}", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     calls = folder / "calls"
-    return done.returncode, calls.read_text().split("\n") if calls.exists() else [], done.stderr
+    made = calls.read_text().split("\n") if calls.exists() else []
+    calls.unlink(missing_ok=True)
+    return done.returncode, made, done.stderr
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (2, False), (137, False)])
@@ -127,6 +135,80 @@ def test_only_a_run_told_to_stop_queues_again(tmp_path, status, requeued):
     assert calls[calls.index("--output") + 1] == "runs/job-12"
     assert "--output=runs/job-12.logs/rank-%t.log" in calls
     assert (tmp_path / "runs" / "job-12.logs").is_dir()
+
+
+def stopped(folder, *arguments, script="pretrain.sbatch", saves="", status=75):
+    """Whether a job that was told to stop queues again."""
+    return "scontrol" in job(folder, script, *arguments, status=status, saves=saves)[1]
+
+
+def test_three_starts_in_a_row_that_save_nothing_end_the_job(tmp_path):
+    """As those of a job do whose time limit is within the lead of its --signal: it is signalled in the start-up."""
+    counted = tmp_path / "runs" / "job-12.logs" / "stops-without-progress"
+    assert [stopped(tmp_path), stopped(tmp_path)] == [True, True]
+    assert len(counted.read_text().splitlines()) == 2
+    status, calls, error = job(tmp_path, "pretrain.sbatch", status=75)
+    assert (status, "scontrol" in calls) == (2, False)
+    assert "error: 3 starts in a row were told to stop before they had saved anything new" in error
+    assert "raise --time, or lessen the lead" in error and "runs/job-12.logs" in error
+    assert not counted.exists()
+    assert stopped(tmp_path), "queued again by hand, with the remedy perhaps, it begins to count anew"
+
+
+@pytest.mark.parametrize("output", ["", "--output work/x", "--output=work/x", "--output runs/y --output work/x"])
+@pytest.mark.parametrize(
+    ("script", "saves"),
+    [
+        ("pretrain.sbatch", "checkpoints/step-00000004/manifest.json"),
+        ("pretrain_multinode.sbatch", "auxiliary/checkpoints/step-00000004/manifest.json"),
+        ("precompute_replacements.sbatch", "shard-00007.bin"),
+    ],
+)
+def test_a_start_that_saved_something_new_begins_the_count_anew(tmp_path, output, script, saves):
+    (tmp_path / "disk" / "x").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "x").symlink_to(tmp_path / "disk" / "x")
+    saves = f"{'work/x' if output else 'runs/job-12'}/{saves}"
+    starts = [stopped(tmp_path, *output.split(), script=script, saves=each) for each in ("", "", saves, "", "", "")]
+    assert starts == [True, True, True, True, True, False]
+
+
+def test_what_was_saved_in_a_start_that_slurm_cut_short_counts_too(tmp_path):
+    """`scontrol requeue` ends the job script before it can take note."""
+    assert [stopped(tmp_path), stopped(tmp_path)] == [True, True]
+    saved = tmp_path / "runs" / "job-12" / "checkpoints" / "step-00000004" / "manifest.json"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    assert [stopped(tmp_path), stopped(tmp_path), stopped(tmp_path)] == [True, True, True]
+
+
+@pytest.mark.parametrize("other", ["step-00000004.partial/manifest.json", "step-00000004/mp_rank_00_model_states.pt"])
+def test_half_a_checkpoint_and_files_of_an_old_one_are_nothing_new(tmp_path, other):
+    old = tmp_path / "runs" / "job-12" / "checkpoints" / "step-00000002" / "manifest.json"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    half = f"runs/job-12/checkpoints/{other}"
+    assert [stopped(tmp_path, saves=half) for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("status", [0, 2, 137])
+def test_another_end_between_begins_the_count_anew(tmp_path, status):
+    starts = [stopped(tmp_path, status=each) for each in (75, status, 75, 75, 75)]
+    assert starts == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize("script", LONG, ids=lambda script: script.name)
+def test_jobs_run_their_program_under_zero1_and_what_the_user_says_comes_later(tmp_path, script):
+    (tmp_path / "sweep.txt").write_text("--seed 1\n")
+    first = ["sweep.txt"] if script.stem == "sweep" else []
+    chosen = ["--deepspeed", "ds_configs/zero3.json"]
+    _, calls, _ = job(tmp_path, script.name, *first, *chosen, SLURM_ARRAY_TASK_ID="1")
+    program = "precompute_replacements" if script.stem == "precompute_replacements" else "pretrain"
+    begin = calls.index("python")
+    assert calls[begin + 1 : begin + 4] == [f"launchers/{program}.py", "--deepspeed", "ds_configs/zero1.json"]
+    assert calls[begin + 6 : begin + 8] == chosen
+    for name in (f"launchers/{program}.py", "ds_configs/zero1.json", "ds_configs/zero3.json"):
+        assert (ROOT / name).is_file()
 
 
 def test_an_element_of_a_sweep_takes_its_line_as_a_shell_would_read_it(tmp_path):

@@ -17,7 +17,15 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 STEPS = 40
-LONG = [*TINY, "--objective=mlm", f"--run.steps={STEPS}", "--run.save_every=1000", "--run.evaluate_every=1000"]
+# The stage by name: the reference is started without a job script.
+LONG = [
+    *TINY,
+    "--deepspeed=ds_configs/zero1.json",
+    "--objective=mlm",
+    f"--run.steps={STEPS}",
+    "--run.save_every=1000",
+    "--run.evaluate_every=1000",
+]
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
@@ -155,6 +163,22 @@ def test_a_job_told_to_stop_saves_queues_again_and_ends_with_the_same_weights(cl
     saved = re.search(r"stopped at step (\d+); the same command goes on", cluster.logs(job))
     assert 5 < int(saved[1]) < STEPS
     assert "ended with status 75" in cluster.logs(job)
+
+
+def test_a_job_told_to_stop_in_each_start_up_ends_after_the_third(cluster, tiny_corpus):
+    """As one whose time limit is within the lead of its --signal, but at a known moment."""
+    job = cluster.submit("pretrain.sbatch", *LONG, f"--corpus={tiny_corpus}", name="early")
+    log = cluster.checkout / f"early-{job}.log"
+    for start in range(3):
+        cluster.until(job, lambda text=f"start {start} on": log.exists() and text in log.read_text())
+        time.sleep(2.0)  # python has begun, and has seconds of start-up before it
+        cluster.run("scancel", "--signal=USR1", job)
+    end = time.monotonic() + 60
+    while (state := cluster.state(job))["JobState"] not in ENDED and time.monotonic() < end:
+        time.sleep(0.2)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "2"), cluster.logs(job)
+    assert log.read_text().count("ended with status 75") == 3
+    assert "told to stop before they had saved anything new" in log.read_text()
 
 
 def test_near_its_time_limit_a_job_saves_queues_again_and_goes_on(cluster, tiny_corpus):
