@@ -10,17 +10,18 @@ order, writes the same bytes:
 
 It is written beside its name and renamed when complete: a build killed at any moment goes on with the shards that are
 not there. `building.json` says for what they are; `manifest.json` takes its place when all are there and their hashes
-agree. Reading a row costs one offset and one contiguous span of a memory map. 256
-rows of 77 positions, spread over 200 shards, took 1.1 ms on one core.
+agree. Reading a row costs one offset and one contiguous span of a memory map. 256 rows of 77 positions, spread over 200
+shards, took 1.1 ms on one core.
 
 There are at most 512 shards (or shards of 256 rows): a kill loses little, and a process can keep all maps open within
-the usual 1,024 file descriptors. A shard is hashed before its first row is used: by the first process for
-all of them at the start of a run (`data.verify`), or else once by each process.
+the usual 1,024 file descriptors. A shard is hashed before its first row is used: by the first process for all of them
+at the start of a run (`data.verify`), or else once by each process.
 """
 
 import json
 import mmap
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from fast_electra import json_file
+from fast_electra import json_file, random_reads
 from fast_electra.replacement_codec import Bytes, Ints, RowCodec
 from fast_electra.replacements import Paths, TemperatureGrid
 
@@ -165,6 +166,7 @@ class ReplacementStore:
         _refuse_differences(folder, found, wanted, "precompute paths for this run or change the run")
         self.provenance = _provenance(folder / "manifest.json", self.manifest)
         self._shards: dict[int, _Shard] = {}
+        self._opening = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -178,19 +180,18 @@ class ReplacementStore:
         """
         level = self.provenance.grid.level(temperature)
         keys = np.asarray(row_keys, dtype=np.int64)
-        outside = keys[(keys < 0) | (keys >= self.provenance.num_keys)]
-        if outside.size:
-            raise ValueError(
-                f"row key {outside[0]}: {self.folder} holds {self.provenance.num_draws} draws of "
-                f"{self.provenance.num_rows} rows: precompute more draws or train for fewer epochs"
-            )
-        shards, rows = np.divmod(keys, self.provenance.rows_per_shard)
-        for shard in set(shards.tolist()) - self._shards.keys():
-            self._shards[shard] = self._open(shard)
-        spans = [self._shards[s].row(r) for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
+        spans = [self._shard(s).row(r) for s, r in self._places(keys)]
         sizes = np.array([len(span) for span in spans], dtype=np.int64)
         data = np.frombuffer(b"".join(spans), dtype=np.uint8)
         return self.provenance.codec.tokens_at(data, sizes.cumsum() - sizes, self.provenance.seed, keys, level)
+
+    def foresee(self, row_keys: ArrayLike) -> None:
+        """Have these rows (B,) fetched before `tokens_at` is asked, on any thread; raises what that raises for them."""
+        places = [(self._shard(shard), row) for shard, row in self._places(np.asarray(row_keys, dtype=np.int64))]
+        for shard, row in places:  # all of these first: the second loop waits for them
+            random_reads.foresee(shard.offsets, [row], [row + 2])
+        for shard, row in places:
+            random_reads.foresee(shard.data, *shard.offsets[row : row + 2, None])
 
     def verify(self) -> None:
         """Hashes every shard; raises ValueError naming all that are damaged or missing."""
@@ -202,6 +203,21 @@ class ReplacementStore:
                 problems.append(str(problem))
         if problems:
             raise ValueError("\n".join(problems))
+
+    def _places(self, keys: Ints) -> list[tuple[int, int]]:
+        if (outside := keys[(keys < 0) | (keys >= self.provenance.num_keys)]).size:
+            raise ValueError(
+                f"row key {outside[0]}: {self.folder} holds {self.provenance.num_draws} draws of "
+                f"{self.provenance.num_rows} rows: precompute more draws or train for fewer epochs"
+            )
+        shards, rows = np.divmod(keys, self.provenance.rows_per_shard)
+        return list(zip(shards.tolist(), rows.tolist(), strict=True))
+
+    def _shard(self, shard: int) -> "_Shard":
+        with self._opening:  # of several threads one hashes it
+            if shard not in self._shards:
+                self._shards[shard] = self._open(shard)
+            return self._shards[shard]
 
     def _open(self, shard: int) -> "_Shard":
         path = _shard_path(self.folder, shard)
@@ -230,6 +246,7 @@ class _Shard(NamedTuple):
                 data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
             digest = data[-_DIGEST_BYTES:].tobytes()
             if not hashed or digest == xxhash.xxh3_64_digest(data[:-_DIGEST_BYTES].data):
+                random_reads.expect(data)  # not before it was read from end to end
                 return cls(data[: 4 * (num_rows + 1)].view("<u4"), data[:-_DIGEST_BYTES], digest.hex())
         raise ValueError(
             f"{path} ({size} bytes) is damaged: its hash differs; delete it and run the precomputation again"
