@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,13 +222,13 @@ def test_a_shard_that_several_threads_ask_for_is_hashed_once(built, monkeypatch)
 
     def slow(data):
         hashed.append(len(data))
-        time.sleep(0.1)
+        time.sleep(0.3)
         return digest(data)
 
     monkeypatch.setattr(replacement_store.xxhash, "xxh3_64_digest", slow)
-    store = ReplacementStore(built)
+    store, together = ReplacementStore(built), threading.Barrier(4)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(store.foresee, [[0]] * 4))
+        list(pool.map(lambda keys: (together.wait(timeout=20), store.foresee(keys)), [[0]] * 4))
     assert len(hashed) == 1
 
 
