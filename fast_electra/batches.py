@@ -3,11 +3,13 @@
 A row is [CLS] followed by the next T - 1 tokens of the corpus, packed across documents: no padding, no truncation.
 The place of a sample in the endless order is one integer; everything else (which corpus, which row, which masked
 positions) is computed from it, so that a loader resumes at sample 10^9 as fast as at sample 0 and every process can
-make any share of any batch. Batches are read straight from the memory map.
+make any share of any batch. Batches are read straight from the memory map, of which the kernel is told the rows first
+(random_reads.py).
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fast_electra import random_reads
 from fast_electra.config import DataConfig
 from fast_electra.corpus import Corpus, require_known_ids
 from fast_electra.masking import masked_positions
@@ -22,6 +25,7 @@ from fast_electra.randomness import permute
 from fast_electra.require import require
 from fast_electra.separation import WHOLE_ROWS, places
 
+AHEAD = 4  # batches that are being made while one is used
 _PERIOD, _COUNTED_ROWS = 4096, 2**14
 
 
@@ -146,6 +150,8 @@ class Batches:
         input_ids = np.empty((len(keys), self.data.sequence_length), dtype=np.int64)
         input_ids[:, 0] = self.cls_id
         for corpus, mine, place in self._places(keys):
+            if (np.diff(place[:, 0]) != place.shape[1]).any():  # rows in order are read ahead by the kernel itself
+                random_reads.foresee(corpus.tokens, place[:, 0], place[:, -1] + 1)
             input_ids[mine, 1:] = corpus.tokens[place]
             require_known_ids(input_ids[mine, 1:], self.vocab_size, corpus.path, f"near token {place[0, 0]:,}")
         return input_ids
@@ -189,22 +195,37 @@ def _interleave(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return turns
 
 
-def prefetch(batches: Batches, spans: Iterable[tuple[int, int]], pin: bool = False) -> Iterator[MaskedBatch]:
-    """The training batches of these (first, count) spans in order, the next one made while the last is used.
+def prefetch(
+    batches: Batches,
+    spans: Iterable[tuple[int, int]],
+    pin: bool = False,
+    foresee: Callable[[MaskedBatch], None] | None = None,
+) -> Generator[MaskedBatch, None, None]:
+    """The training batches of these (first, count) spans in order, the next `AHEAD` made while one is used.
 
-    `pin` puts them into page-locked memory.
+    Each is made on a thread of its own, so that storage that answers slowly is asked for all of them. `pin` puts them
+    into page-locked memory. `foresee` is called there with each, to ask for what else will be read. At most `AHEAD`
+    batches beside the one in use are in memory, 8 bytes a token and masked position.
+
+    From here on the corpora are taken to be read at random: to scan one, do it before. What a batch raises is raised
+    in its place. Closed or read to its end, its threads have ended.
     """
 
     def make(first: int, count: int) -> MaskedBatch:
         batch = batches.training(first, count)
+        if foresee is not None:
+            foresee(batch)
         return batch.pinned() if pin else batch
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = None
-        for first, count in spans:
-            upcoming = pool.submit(make, first, count)
-            if pending is not None:
-                yield pending.result()
-            pending = upcoming
-        if pending is not None:
-            yield pending.result()
+    for corpus in batches.corpora:
+        random_reads.expect(corpus.tokens)
+    pool, pending = ThreadPoolExecutor(AHEAD, "batches"), deque[Future[MaskedBatch]]()
+    try:
+        for span in spans:
+            pending.append(pool.submit(make, *span))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from fast_electra.export import evaluated, export, for_rows_of
 from fast_electra.fetching import in_turns
 from fast_electra.progress import Progress, forget_start_up, peak_memory_gib
 from fast_electra.randomness import Stream, bits
+from fast_electra.replay import Replay
 from fast_electra.setup_run import Run
 from fast_electra.stop_vote import StopVote
 from fast_electra.watchdog import LONG, Watchdog, patience_minutes
@@ -126,29 +127,31 @@ def train(run: Run, progress: Progress) -> bool:
     """Update by update to the end of the run, or of this start; returns whether it was told to stop."""
     config = run.config
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
-    batches = prefetch(run.batches, spans(run), pin=parallel.device().type == "cuda")
+    foresee = run.objective.foresee if isinstance(run.objective, Replay) else None
+    ahead = prefetch(run.batches, spans(run), parallel.device().type == "cuda", foresee)
     vote, preempted = StopVote(patience_minutes(config.run.hang_minutes)), False
     forget_start_up()
     progress.watchdog.begin("starting to train", LONG)
-    while run.position.step < end and not preempted:
-        step = run.position.step
-        torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))
-        set_learning_rates(run, step)
-        for _ in range(run.engine.gradient_accumulation_steps()):
-            micro_step(run, next(batches), step / config.run.steps, progress)
-        progress.end_update()
-        run.position = Position(step + 1, run.position.rows_seen + config.run.batch_rows, progress.elapsed())
-        progress.bar.update()
-        preempted = vote.ask(preemption.requested())
-        ended = preempted or run.position.step == end
-        if ended or run.position.step % config.run.log_every == 0:
-            progress.log_step()
-        with progress.paused():
-            if run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0:
-                progress.write({"step": run.position.step, "held_out": evaluate(run)})
-            if ended or run.position.step % config.run.save_every == 0:
-                progress.health.require_sound_weights()
-                save(run)
+    with closing(ahead) as batches:  # its threads end with the loop, however that ends
+        while run.position.step < end and not preempted:
+            step = run.position.step
+            torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))
+            set_learning_rates(run, step)
+            for _ in range(run.engine.gradient_accumulation_steps()):
+                micro_step(run, next(batches), step / config.run.steps, progress)
+            progress.end_update()
+            run.position = Position(step + 1, run.position.rows_seen + config.run.batch_rows, progress.elapsed())
+            progress.bar.update()
+            preempted = vote.ask(preemption.requested())
+            ended = preempted or run.position.step == end
+            if ended or run.position.step % config.run.log_every == 0:
+                progress.log_step()
+            with progress.paused():
+                if run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0:
+                    progress.write({"step": run.position.step, "held_out": evaluate(run)})
+                if ended or run.position.step % config.run.save_every == 0:
+                    progress.health.require_sound_weights()
+                    save(run)
     progress.bar.close()
     return vote.close() or preempted
 

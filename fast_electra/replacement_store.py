@@ -1,42 +1,36 @@
 """Replacement paths on disk: a folder of shards under a manifest, written once, read by any number of processes.
 
-A *row key* is draw * num_rows + row: the mask of a row is drawn anew for every draw. A shard holds the row keys
-[i * rows_per_shard, (i + 1) * rows_per_shard) and depends on nothing else, so that whoever builds it, in whatever
-order, writes the same bytes:
-
-    uint32  offsets of its rows from the start of the file, and of the end of the last
-    ...     the rows (replacement_codec.py)
-    8 bytes xxh3 of all that precedes
-
-It is written beside its name and renamed when complete: a build killed at any moment goes on with the shards that are
-not there. `building.json` says for what they are; `manifest.json` takes its place when all are there and their hashes
-agree. Reading a row costs one offset and one contiguous span of a memory map. 256
-rows of 77 positions, spread over 200 shards, took 1.1 ms on one core.
+A *row key* is draw * num_rows + row: the mask of a row is drawn anew for every draw. A shard holds the row keys [i *
+rows_per_shard, (i + 1) * rows_per_shard) and depends on nothing else, so that whoever builds it, in whatever order,
+writes the same bytes (replacement_shard.py). It is written beside its name and renamed when complete: a build killed at
+any moment goes on with the shards that are not there. `building.json` says for what they are; `manifest.json` takes its
+place when all are there and their hashes agree. Reading a row costs one offset and one contiguous span of a memory map.
+256 rows of 77 positions, spread over 200 shards, took 1.1 ms on one core.
 
 There are at most 512 shards (or shards of 256 rows): a kill loses little, and a process can keep all maps open within
-the usual 1,024 file descriptors. A shard is hashed before its first row is used: by the first process for
-all of them at the start of a run (`data.verify`), or else once by each process.
+the usual 1,024 file descriptors. A shard is hashed before its first row is used: by the first process for all of them
+at the start of a run (`data.verify`), or else once by each process.
 """
 
 import json
-import mmap
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import xxhash
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fast_electra import json_file
-from fast_electra.replacement_codec import Bytes, Ints, RowCodec
+from fast_electra import json_file, random_reads
+from fast_electra.replacement_codec import Ints, RowCodec
+from fast_electra.replacement_shard import DIGEST_BYTES, Shard, shard_path
 from fast_electra.replacements import Paths, TemperatureGrid
 
 FORMAT = 1
-_DIGEST_BYTES = 8
 _REMEDY = "Delete it and run the precomputation again"
 
 
@@ -98,7 +92,7 @@ def begin(folder: Path, provenance: Provenance) -> list[int]:
             break
     else:
         _write_json(folder / "building.json", {"provenance": asdict(provenance)})
-    return [shard for shard in range(provenance.num_shards) if not _shard_path(folder, shard).exists()]
+    return [shard for shard in range(provenance.num_shards) if not shard_path(folder, shard).exists()]
 
 
 def write_shard(folder: Path, provenance: Provenance, shard: int, batches: Iterable[Paths]) -> None:
@@ -114,7 +108,7 @@ def write_shard(folder: Path, provenance: Provenance, shard: int, batches: Itera
     if offsets[-1] >= 2**32:
         raise ValueError(f"shard {shard} has {offsets[-1]} bytes, its offsets 32 bits: lower rows_per_shard")
     content = b"".join([offsets.astype("<u4").tobytes(), *(rows.tobytes() for rows, _ in encoded)])
-    _write_beside(_shard_path(folder, shard), content + xxhash.xxh3_64_digest(content))
+    _write_beside(shard_path(folder, shard), content + xxhash.xxh3_64_digest(content))
 
 
 def finish(folder: Path, provenance: Provenance) -> dict[str, Any]:
@@ -128,12 +122,12 @@ def finish(folder: Path, provenance: Provenance) -> dict[str, Any]:
     digests, num_bytes = [], 0
     histogram = np.zeros(1, dtype=np.int64)
     for shard in range(provenance.num_shards):
-        content = _Shard.read(_shard_path(folder, shard), len(provenance.shard_keys(shard)))
+        content = Shard.read(shard_path(folder, shard), len(provenance.shard_keys(shard)))
         entries = np.bincount(provenance.codec.counts(content.data, content.offsets[:-1].astype(np.int64)).ravel())
         size = max(len(histogram), len(entries))
         histogram = np.pad(histogram, (0, size - len(histogram))) + np.pad(entries, (0, size - len(entries)))
         digests.append(content.digest)
-        num_bytes += len(content.data) + _DIGEST_BYTES
+        num_bytes += len(content.data) + DIGEST_BYTES
     manifest = {
         "provenance": asdict(provenance),
         "bytes_per_token": num_bytes / (provenance.num_keys * provenance.sequence_length),
@@ -164,7 +158,8 @@ class ReplacementStore:
         wanted = {"format": FORMAT, **expect}
         _refuse_differences(folder, found, wanted, "precompute paths for this run or change the run")
         self.provenance = _provenance(folder / "manifest.json", self.manifest)
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, Shard] = {}
+        self._opening = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -178,16 +173,7 @@ class ReplacementStore:
         """
         level = self.provenance.grid.level(temperature)
         keys = np.asarray(row_keys, dtype=np.int64)
-        outside = keys[(keys < 0) | (keys >= self.provenance.num_keys)]
-        if outside.size:
-            raise ValueError(
-                f"row key {outside[0]}: {self.folder} holds {self.provenance.num_draws} draws of "
-                f"{self.provenance.num_rows} rows: precompute more draws or train for fewer epochs"
-            )
-        shards, rows = np.divmod(keys, self.provenance.rows_per_shard)
-        for shard in set(shards.tolist()) - self._shards.keys():
-            self._shards[shard] = self._open(shard)
-        spans = [self._shards[s].row(r) for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
+        spans = [self._shard(s).row(r) for s, r in self._places(keys)]
         sizes = np.array([len(span) for span in spans], dtype=np.int64)
         data = np.frombuffer(b"".join(spans), dtype=np.uint8)
         return self.provenance.codec.tokens_at(data, sizes.cumsum() - sizes, self.provenance.seed, keys, level)
@@ -195,7 +181,15 @@ class ReplacementStore:
     @property
     def files(self) -> list[Path]:
         """Its shards."""
-        return [_shard_path(self.folder, shard) for shard in range(self.provenance.num_shards)]
+        return [shard_path(self.folder, shard) for shard in range(self.provenance.num_shards)]
+
+    def foresee(self, row_keys: ArrayLike) -> None:
+        """Have these rows (B,) fetched before `tokens_at` is asked, on any thread; raises what that raises for them."""
+        places = [(self._shard(shard), row) for shard, row in self._places(np.asarray(row_keys, dtype=np.int64))]
+        for shard, row in places:  # all of these first: the second loop waits for them
+            random_reads.foresee(shard.offsets, [row], [row + 2])
+        for shard, row in places:
+            random_reads.foresee(shard.data, *shard.offsets[row : row + 2, None])
 
     def verify(self) -> None:
         """Hashes every shard; raises ValueError naming all that are damaged or missing."""
@@ -208,44 +202,30 @@ class ReplacementStore:
         if problems:
             raise ValueError("\n".join(problems))
 
-    def _open(self, shard: int) -> "_Shard":
-        path = _shard_path(self.folder, shard)
-        content = _Shard.read(path, len(self.provenance.shard_keys(shard)), hashed=not self._verified)
+    def _places(self, keys: Ints) -> list[tuple[int, int]]:
+        if (outside := keys[(keys < 0) | (keys >= self.provenance.num_keys)]).size:
+            raise ValueError(
+                f"row key {outside[0]}: {self.folder} holds {self.provenance.num_draws} draws of "
+                f"{self.provenance.num_rows} rows: precompute more draws or train for fewer epochs"
+            )
+        shards, rows = np.divmod(keys, self.provenance.rows_per_shard)
+        return list(zip(shards.tolist(), rows.tolist(), strict=True))
+
+    def _shard(self, shard: int) -> Shard:
+        with self._opening:  # of several threads one hashes it
+            if shard not in self._shards:
+                self._shards[shard] = self._open(shard)
+            return self._shards[shard]
+
+    def _open(self, shard: int) -> Shard:
+        path = shard_path(self.folder, shard)
+        content = Shard.read(path, len(self.provenance.shard_keys(shard)), hashed=not self._verified)
         if content.digest != self.manifest["shards"][shard]:
             raise ValueError(
                 f"{path} has hash {content.digest} where the manifest says {self.manifest['shards'][shard]}: "
                 "it belongs to other paths; delete it and run the precomputation again"
             )
         return content
-
-
-class _Shard(NamedTuple):
-    """A shard, its hash found right if it was `hashed`: where its rows begin and end (R + 1,), the bytes of the file,
-    its hash in hex."""
-
-    offsets: NDArray[np.uint32]
-    data: Bytes
-    digest: str
-
-    @classmethod
-    def read(cls, path: Path, num_rows: int, hashed: bool = True) -> "_Shard":
-        size = path.stat().st_size if path.is_file() else 0
-        if size > 4 * (num_rows + 1) + _DIGEST_BYTES:
-            with path.open("rb") as file:
-                data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-            digest = data[-_DIGEST_BYTES:].tobytes()
-            if not hashed or digest == xxhash.xxh3_64_digest(data[:-_DIGEST_BYTES].data):
-                return cls(data[: 4 * (num_rows + 1)].view("<u4"), data[:-_DIGEST_BYTES], digest.hex())
-        raise ValueError(
-            f"{path} ({size} bytes) is damaged: its hash differs; delete it and run the precomputation again"
-        )
-
-    def row(self, row: int) -> memoryview:
-        return self.data[self.offsets[row] : self.offsets[row + 1]].data
-
-
-def _shard_path(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.bin"
 
 
 def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:

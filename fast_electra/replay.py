@@ -96,7 +96,11 @@ class Replay(Frozen):
 
     def __init__(self, store: ReplacementStore, pad_id: int, schedule: TemperatureConfig, masked_share: float) -> None:
         super().__init__(Stored(store, pad_id), schedule, masked_share)
-        self.grid = store.provenance.grid
+        self.store, self.grid = store, store.provenance.grid
+
+    def foresee(self, batch: MaskedBatch) -> None:
+        """Have what is stored of the batch's rows fetched before they are asked for."""
+        self.store.foresee(batch.rows.numpy())
 
     def progress(self, u: float) -> dict[str, float]:
         """The temperature, snapped to the grid of the paths."""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
-    randomness precision json_file require run_config config config_file recipes
+    randomness random_reads precision json_file require run_config config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
     masking separation batches blimp
     divergence temperature encoder statistic vocabulary_logits auxiliary initial_weights
-    gumbel replacements replacement_codec replacement_store
+    gumbel replacements replacement_codec replacement_shard replacement_store
     discriminator metrics objectives joint decoupled replay trained
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
     slurm preemption failure watchdog operator_builds shared_memory injection

@@ -1,12 +1,17 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fast_electra.batches import Batches, prefetch
+from fast_electra.batches import AHEAD, Batches, prefetch
 from fast_electra.config import DataConfig
+from fast_electra.statistic import unigram
 
 LENGTH = 16
 DATA = DataConfig(sequence_length=LENGTH, held_out_rows=20)
@@ -72,19 +77,104 @@ def test_any_share_of_any_batch_can_be_made_alone(batches):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
-def test_prefetching_gives_the_same_batches_in_order(batches):
-    spans = [(0, 8), (8, 8), (64, 4)]
+def threads():
+    return [each for each in threading.enumerate() if each.name.startswith("batches")]
+
+
+def test_prefetching_gives_the_same_batches_in_order(batches, monkeypatch):
+    spans, training = [(0, 8), (8, 8), (64, 4), *((8 * n, 8) for n in range(20))], batches.training
+
+    def late(first, count):
+        time.sleep(0.02 * (first % 3))  # the first is not the first to be ready
+        return training(first, count)
+
+    monkeypatch.setattr(batches, "training", late)
     for got, span in zip(prefetch(batches, iter(spans)), spans, strict=True):
-        assert torch.equal(got.input_ids, batches.training(*span).input_ids)
+        for mine, expected in zip(got, training(*span), strict=True):
+            assert torch.equal(mine, expected)
+    assert not threads()
 
 
-def test_an_error_while_prefetching_reaches_the_loop(batches, monkeypatch):
+def test_several_batches_are_made_at_the_same_time_and_no_more_are_held(batches, monkeypatch):
+    together, training, drawn = threading.Barrier(AHEAD), batches.training, []
+    monkeypatch.setattr(batches, "training", lambda *span: (together.wait(timeout=20), training(*span))[1])
+    made = prefetch(batches, (drawn.append(n) or (8 * n, 8) for n in range(3 * AHEAD)))
+    next(made)
+    assert len(drawn) == AHEAD + 1
+    assert len(list(made)) == 3 * AHEAD - 1
+
+
+def test_an_error_while_prefetching_reaches_the_loop_in_its_place(batches, monkeypatch):
+    training = batches.training
+
     def fail(first, count):
-        raise ValueError(f"row {first} is unreadable")
+        if first == 16:
+            raise ValueError(f"row {first} is unreadable")
+        return training(first, count)
 
     monkeypatch.setattr(batches, "training", fail)
-    with pytest.raises(ValueError, match="row 7 is unreadable"):
-        list(prefetch(batches, iter([(7, 1)])))
+    made = prefetch(batches, ((8 * n, 8) for n in range(20)))
+    assert [next(made).rows.tolist() for _ in range(2)] == [training(8 * n, 8).rows.tolist() for n in range(2)]
+    with pytest.raises(ValueError, match="row 16 is unreadable"):
+        next(made)
+    assert not threads()
+
+
+def test_threads_end_with_the_loop_and_begin_nothing_more(batches, monkeypatch):
+    training, begun, go_on = batches.training, [], threading.Event()
+
+    def slow(first, count):
+        begun.append(first)
+        assert first == 0 or go_on.wait(timeout=20)
+        return training(first, count)
+
+    monkeypatch.setattr(batches, "training", slow)
+    monkeypatch.setattr("fast_electra.batches.ThreadPoolExecutor", lambda _, name: ThreadPoolExecutor(2, name))
+    made = prefetch(batches, ((8 * n, 8) for n in range(20)))
+    next(made)
+    assert threads()
+    threading.Timer(0.2, go_on.set).start()
+    made.close()
+    assert not threads()
+    assert len(begun) <= 3
+
+
+def test_what_else_will_be_read_is_foreseen_with_each_batch(batches):
+    seen = []
+    made = list(prefetch(batches, [(0, 8), (8, 8)], foresee=seen.append))
+    assert sorted(batch.rows.tolist() for batch in seen) == sorted(batch.rows.tolist() for batch in made)
+
+
+def test_scattered_rows_are_foreseen_and_those_in_order_left_to_the_kernel(batches, monkeypatch):
+    told = []
+    monkeypatch.setattr("fast_electra.random_reads.foresee", lambda *asked: told.append(asked))
+    batches.masked(np.arange(8))
+    assert not told
+    batches.masked(np.array([3, 0, 9]))
+    ((tokens, starts, stops),) = told
+    assert tokens is batches.corpora[0].tokens
+    assert (starts.tolist(), stops.tolist()) == ([45, 0, 135], [60, 15, 150])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel tells of its advice on Linux alone")
+def test_a_corpus_is_read_ahead_until_training_begins(tmp_path):
+    """The kernel's own word: the flag "rr" of a map, random reads."""
+    made, path = corpus(15 * 300 + 7), tmp_path / "tokens.bin"
+    made.tokens.tofile(path)
+    made.tokens = np.memmap(path, dtype=np.uint16, mode="r")
+
+    def flags():
+        _, _, after = Path("/proc/self/smaps").read_text().partition(str(path))
+        return after.partition("VmFlags:")[2].partition("\n")[0].split()
+
+    batches = Batches([(made, 1.0)], DATA, seed=0)
+    unigram([(made.tokens, 1.0)], 30_000)
+    expected = batches.training(0, 8)
+    assert "rd" in flags()
+    assert "rr" not in flags()
+    (got,) = prefetch(batches, [(0, 8)])
+    assert "rr" in flags()
+    assert torch.equal(got.input_ids, expected.input_ids)
 
 
 def test_several_corpora_are_mixed_by_weight():

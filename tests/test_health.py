@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -118,6 +119,7 @@ def test_a_run_stops_with_step_rows_checkpoint_and_remedy(tiny_corpus, tmp_path)
     break_loss(run, at={2 * 4 + 1})
     with pytest.raises(DivergedError) as raised:
         pretrain.train(run, Progress(run, Watchdog(0)))
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("batches")]
     message = str(raised.value)
     assert message.startswith("step 5: the loss of 1 of its 2 micro-batches is not finite; the update was not made.")
     assert "from before: " + str(tmp_path / "run" / "checkpoints" / "step-00000004") in message

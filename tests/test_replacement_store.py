@@ -6,6 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +202,43 @@ def test_a_store_that_another_process_has_verified_is_not_hashed_again(copy, bui
     (copy / "shard-00002.bin").write_bytes((copy / "shard-00001.bin").read_bytes())
     with pytest.raises(ValueError, match=r"shard-00002.bin has hash .* belongs to other paths"):
         ReplacementStore(copy, verified=True).tokens_at([8], 1.5)
+
+
+def test_rows_are_foreseen_as_they_will_be_read(built, monkeypatch):
+    told, keys = [], [21, 0, 13]
+    monkeypatch.setattr("fast_electra.random_reads.foresee", lambda *asked: told.append(asked))
+    store = ReplacementStore(built)
+    store.foresee(keys)
+    shards = [store._shards[key // 4] for key in keys]
+    rows = [shard.row(key % 4) for shard, key in zip(shards, keys, strict=True)]
+    assert [data[starts[0] : stops[0]].tobytes() for data, starts, stops in told[3:]] == rows
+    assert [(starts, stops) for _, starts, stops in told[:3]] == [([1], [3]), ([0], [2]), ([1], [3])]
+    with pytest.raises(ValueError, match="row key 22"):
+        store.foresee([22])
+
+
+def test_a_shard_that_several_threads_ask_for_is_hashed_once(built, monkeypatch):
+    digest, hashed = replacement_store.xxhash.xxh3_64_digest, []
+
+    def slow(data):
+        hashed.append(len(data))
+        time.sleep(0.3)
+        return digest(data)
+
+    monkeypatch.setattr(replacement_store.xxhash, "xxh3_64_digest", slow)
+    store, together = ReplacementStore(built), threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda keys: (together.wait(timeout=20), store.foresee(keys)), [[0]] * 4))
+    assert len(hashed) == 1
+
+
+def test_a_shard_is_read_at_random_only_after_it_was_hashed(built, monkeypatch):
+    digest, order = replacement_store.xxhash.xxh3_64_digest, []
+    monkeypatch.setattr(replacement_store.xxhash, "xxh3_64_digest", lambda data: order.append("hash") or digest(data))
+    monkeypatch.setattr("fast_electra.random_reads.expect", lambda _: order.append("random"))
+    ReplacementStore(built).foresee([0])
+    ReplacementStore(built, verified=True).foresee([0])
+    assert order == ["hash", "random", "random"]
 
 
 @pytest.mark.parametrize("size", [0, 5, 100])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from fast_electra import json_file, replacement_store, replay, setup_run
+from fast_electra import json_file, pretrain, replacement_store, replay, setup_run
 from fast_electra.auxiliary import Auxiliary, MaskedLM
 from fast_electra.batches import Batches
 from fast_electra.config import Config, DataConfig, EncoderConfig, TemperatureConfig
@@ -112,6 +112,23 @@ def test_frozen_with_the_same_noise_and_replay_agree_token_for_token(schedule, f
     held_out = batches.held_out(0, 6)
     expected, got = (each.evaluation_inputs(held_out) for each in (frozen, replayed))
     assert torch.equal(expected.input_ids, got.input_ids)
+
+
+def test_training_has_the_paths_of_rows_fetched_while_their_batch_is_made(folder, batches, monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def ask(_batches, _spans, _pin, foresee):
+        foresee(batches.training(0, 3))
+        raise AskedError
+
+    told, store = [], replay.open_store(config(folder), batches)
+    monkeypatch.setattr(store, "foresee", lambda keys: told.append(keys.tolist()))
+    monkeypatch.setattr(pretrain, "prefetch", ask)
+    objective = replay.Replay(store, 0, TemperatureConfig(), DATA.mask_rate)
+    with pytest.raises(AskedError):
+        pretrain.train(SimpleNamespace(config=config(folder), batches=batches, objective=objective), None)
+    assert told == [batches.training(0, 3).rows.tolist()]
 
 
 def test_the_temperature_moves_the_tokens(folder, batches):
