@@ -7,7 +7,9 @@ a folder first so that it takes the way of an existing one, and the paths of `re
 
 import dataclasses
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from benchmarks import cases, material, plain_rival
 from benchmarks.cases import Case
 from fast_electra import parallel, setup_run
-from fast_electra.batches import Batches
+from fast_electra.batches import Batches, MaskedBatch, prefetch
 from fast_electra.config import Config
 from fast_electra.precompute import Precomputation, provenance_of
 from fast_electra.setup_run import Run
@@ -47,32 +49,45 @@ class Contestant:
         """Tokens of one update, over all processes."""
         return self.run.config.run.batch_rows * self.case.sequence_length
 
-    def train_step(self) -> dict[str, float]:
-        """One update; the seconds of its parts, which are only told apart after `wait`."""
-        run, rows = self.run, self.run.engine.train_micro_batch_size_per_gpu()
-        first = self.step * run.config.run.batch_rows + parallel.rank() * rows
-        marks = [now()]
-        batch = run.batches.training(first, rows).to(parallel.device())
-        inputs = run.objective.inputs(batch, min(1.0, self.step / run.config.run.steps))
-        marks.append(now())
+    def train_step(self, batch: MaskedBatch | None = None, wait: bool = True) -> dict[str, float]:
+        """One update, on `batch` if it was made before; the seconds of its parts, on a GPU true only with `wait`."""
+        run, clock = self.run, now if wait else time.perf_counter
+        marks = [clock()]
+        made = run.batches.training(*self._span(self.step)) if batch is None else batch
+        inputs = run.objective.inputs(made.to(parallel.device()), min(1.0, self.step / run.config.run.steps))
+        marks.append(clock())
         loss, *outputs = run.engine(*inputs)
-        marks.append(now())
+        marks.append(clock())
         run.engine.backward(loss)
-        marks.append(now())
+        marks.append(clock())
         run.engine.step()
         run.objective.counts(outputs, inputs)
-        marks.append(now())
+        marks.append(clock())
         self.step += 1
         return {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
 
     def turn(self, steps: int) -> None:
-        """Time `steps` updates as one turn, all processes starting together."""
-        parallel.barrier()
-        start = now()
-        parts = [self.train_step() for _ in range(steps)]
-        parallel.barrier()
-        self.seconds.append((now() - start) / steps)
-        self.parts.append({name: sum(each[name] for each in parts) / steps for name in PARTS})
+        """Time `steps` updates as one turn, all processes starting together, batches made ahead as a run makes them.
+
+        Nothing waits for a GPU between them; one more update then tells how long their parts take.
+        """
+        on_gpu = parallel.device().type != "cpu"
+        spans = [self._span(step) for step in range(self.step, self.step + steps)]
+        with closing(prefetch(self.run.batches, spans, pin=on_gpu)) as batches:
+            first = next(batches)
+            parallel.barrier()
+            start = now()
+            parts = [self.train_step(batch, wait=False) for batch in chain([first], batches)]
+            parallel.barrier()
+            self.seconds.append((now() - start) / steps)
+        if on_gpu:
+            parts = [self.train_step()]
+        self.parts.append({name: sum(each[name] for each in parts) / len(parts) for name in PARTS})
+
+    def _span(self, step: int) -> tuple[int, int]:
+        """The rows of an update on this process: the first, and how many."""
+        rows = self.run.engine.train_micro_batch_size_per_gpu()
+        return step * self.run.config.run.batch_rows + parallel.rank() * rows, rows
 
     def close(self) -> None:
         """Give the engine's memory back."""

@@ -33,7 +33,8 @@ from fast_electra.encoder import attention_kernel
 FORMULA = (
     "tokens/s: B x T of all processes / seconds of one update, the median of n turns (low, high: quartiles); "
     "MFU = FLOPs a token x tokens/s / peak, FLOPs without recomputation, backward = 2 x forward; peak memory: bytes "
-    "the allocator handed out for this objective's model, optimizer and step, on the first process"
+    "the allocator handed out for this objective's model, optimizer and step, on the first process; batches are made "
+    "ahead, as in a run"
 )
 WARM_UP, LEAST_TURNS = 2, 3
 COMPILED = {"no": (False,), "yes": (True,), "both": (False, True)}
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("cases", nargs="*", help="recipe/objective[/sequence_length[/vocab_size[/masked/micro_rows]]]")
     parser.add_argument("--deepspeed", default="ds_configs/zero1.json", help="DeepSpeed's JSON")
     parser.add_argument("--turns", type=int, default=7, help="turns of each case")
-    parser.add_argument("--steps", type=int, default=1, help="updates a turn")
+    parser.add_argument("--steps", type=int, default=0, help="updates a turn; 0: 1 on a CPU, 10 on a GPU")
     parser.add_argument(
         "--compile", choices=COMPILED, default="no", help="through torch.compile; both: with and without"
     )
@@ -176,10 +177,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = deepspeed_config.read(given.deepspeed)
         origin = rows.provenance("throughput")  # of the code as it was loaded, whatever is edited meanwhile
+        steps = given.steps or (10 if _device_type() == "cuda" else 1)
         contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
         for contest in contests:
             compiled = COMPILED[given.compile]
-            for measured in measure(contest, settings, given.turns, given.steps, given.corpus, compiled):
+            for measured in measure(contest, settings, given.turns, steps, given.corpus, compiled):
                 if parallel.rank() == 0:
                     rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])
     except (ValueError, FileNotFoundError) as error:

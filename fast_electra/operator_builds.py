@@ -1,10 +1,12 @@
-"""Locks that a killed start left on a half-built operator, for which every later start would wait for ever.
+"""DeepSpeed's C++ operators are built when they are first used: once, and by none that waits for ever.
 
-DeepSpeed compiles its C++ operators when they are first used. torch marks a build by a file `lock` in its folder, which
-the builder holds open and removes at the end; killed in between, it leaves the file, and torch waits without a limit.
+torch marks a build by a file `lock` in its folder, which the builder holds open and removes at the end; killed in
+between, it leaves the file, and torch waits without a limit. It has ninja decide whether there is anything to build,
+and ninja takes what another version of itself has built for stale.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +16,13 @@ import psutil
 from torch.utils.cpp_extension import get_default_build_root
 
 PATIENCE = 300.0  # seconds given to a builder that may run on another host with the same home folder
+
+
+def prefer_own_ninja() -> None:
+    """Have this Python's own ninja found before another, whether its environment is activated or not."""
+    own = Path(sys.executable).parent
+    if (own / "ninja").exists():
+        os.environ["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def release_abandoned(patience: float = PATIENCE, say: Callable[[str], None] = lambda _: None) -> None:

@@ -52,6 +52,7 @@ def start(patience_minutes: float = 30.0) -> None:
         os.environ |= by_srun or alone | {"MASTER_PORT": str(_free_port())}
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # some groups have a socket to each other process
+    operator_builds.prefer_own_ninja()
     if local_rank() == 0:
         operator_builds.release_abandoned(say=partial(print, flush=True))
         shared_memory.release_abandoned()

@@ -1,11 +1,13 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from fast_electra.operator_builds import release_abandoned
+from fast_electra.operator_builds import prefer_own_ninja, release_abandoned
 
 
 @pytest.fixture
@@ -47,3 +49,18 @@ def test_a_lock_that_is_given_back_meanwhile_is_no_ones(lock):
     release_abandoned(patience=60.0, say=said.append)
     assert [line.split()[0] for line in said] == ["waiting"]
     assert builder.wait() == 0
+
+
+def test_the_ninja_of_this_python_comes_before_another(tmp_path, monkeypatch):
+    """Two versions in turn built DeepSpeed's operator anew at every start."""
+    other, own = tmp_path / "usr" / "ninja", tmp_path / "environment" / "ninja"
+    for each in (other, own):
+        each.parent.mkdir()
+        each.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(other.parent))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none" / "python"))
+    prefer_own_ninja()
+    assert Path(shutil.which("ninja")) == other
+    monkeypatch.setattr(sys, "executable", str(own.parent / "python"))
+    prefer_own_ninja()
+    assert Path(shutil.which("ninja")) == own

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from benchmarks.cases import Case
 from benchmarks.contestant import Variant
 from fast_electra import discriminator, joint, parallel
 from fast_electra.auxiliary import MaskedLM
-from fast_electra.batches import MaskedBatch
+from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.config import DataConfig
+from fast_electra.corpus import Corpus
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,3 +113,33 @@ def test_a_contest_with_the_plain_rival_tells_whether_the_targets_are_met(tmp_pa
     for row in found:
         assert 0 < row["ratio_lowest"] <= row["ratio"] <= row["ratio_highest"]
         assert f"{row['ratio']:.3f} ({row['ratio_lowest']:.3f} to {row['ratio_highest']:.3f})" in text
+
+
+def test_a_turn_takes_its_rows_in_order_from_batches_made_ahead(tiny_corpus: Path) -> None:
+    parallel.start()
+    batches = Batches([(Corpus.open(tiny_corpus), 1.0)], DataConfig(sequence_length=32, held_out_rows=8), seed=0)
+    seen = []
+
+    class Engine(torch.nn.Module):
+        def forward(self, keys):
+            seen.append(keys.tolist())
+            return (torch.zeros(()),)
+
+        def train_micro_batch_size_per_gpu(self):
+            return 2
+
+        def backward(self, loss):
+            pass
+
+        def step(self):
+            pass
+
+    objective = SimpleNamespace(inputs=lambda batch, u: (batch.rows,), counts=lambda outputs, inputs: None)
+    config = SimpleNamespace(run=SimpleNamespace(batch_rows=4, steps=10))
+    run = SimpleNamespace(config=config, batches=batches, engine=Engine(), objective=objective, generator=None)
+    each = contestant.Contestant(SimpleNamespace(sequence_length=32), run)
+    each.turn(3)
+    each.turn(2)
+    assert seen == [batches.training(4 * step, 2).rows.tolist() for step in range(5)]
+    assert (each.step, len(each.seconds), len(each.parts)) == (5, 2, 2)
+    assert set(each.parts[0]) == set(contestant.PARTS)
