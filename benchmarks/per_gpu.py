@@ -16,13 +16,13 @@ from collections.abc import Iterable
 
 from benchmarks.rows import Row, provenance
 
-# DeepSpeed's defaults, in elements, which ds_configs/ leave as they are; bf16, two bytes each.
-REDUCE_BUCKET, MAX_LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+# In elements, of bf16, two bytes each: what ds_configs/ set at stages 2 and 3, and DeepSpeed's default.
+REDUCE_BUCKET, MAX_LIVE_PARAMETERS = 50_000_000, 1_000_000_000
 _FLATTENED = 500_000_000  # gradients that stage 1 reduces at a time, as one flat float32 copy
 STAGES, NUM_GPUS, OFFLOADS = (1, 2, 3), (1, 8, 64), ("none", "optimizer", "optimizer and weights")
 FORMULA = (
     "P trained weights on n GPUs: weights 2P (stage 3: 2P/n + min(2P, 2e9) gathered if n > 1 or offloaded), float32 "
-    "sums of gradients 4P (stages 2, 3: 4P/n), float32 weights and moments 12P/n, buffer for reduction 1e9 (stages 2, "
+    "sums of gradients 4P (stages 2, 3: 4P/n), float32 weights and moments 12P/n, buffer for reduction 1e8 (stages 2, "
     "3) or, after the backward pass, a copy of 4 min(P, 5e8) (stage 1); bf16 gradients, auxiliary model, activations "
     "and temporary as simulated; the larger of backward pass and update. Offloaded: optimizer and sums of gradients "
     "on the host (16P/n), weights too (2P/n)"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from benchmarks import per_gpu
 from fast_electra import deepspeed_config, recipes
 from fast_electra.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
 
@@ -34,10 +35,11 @@ def test_stages_are_what_their_names_say():
     }
 
 
-def test_under_zero3_gradients_are_reduced_before_backward_ends():
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload", "zero3_nvme"])
+def test_under_zero2_and_3_gradients_are_reduced_before_backward_ends(name):
     """DeepSpeed reduces what a bucket holds; one that holds all gradients of `base` is reduced at the end."""
-    settings = fill(read("ds_configs/zero3.json"), DEMO, num_processes=2, on_cpu=True)["zero_optimization"]
-    assert DeepSpeedZeroConfig(**settings).reduce_bucket_size == 50_000_000
+    settings = fill(read(f"ds_configs/{name}.json"), DEMO, num_processes=2, on_cpu=True)["zero_optimization"]
+    assert DeepSpeedZeroConfig(**settings).reduce_bucket_size == per_gpu.REDUCE_BUCKET == 50_000_000
 
 
 def test_what_is_left_out_is_filled_in_too():
