@@ -11,6 +11,7 @@ from typing import Any
 from fast_electra import json_file
 from fast_electra.config import Config
 
+_MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _SECTIONS = ("zero_optimization", "optimizer", "bf16", "fp16", "csv_monitor", "tensorboard", "data_types", "timers")
 
 
@@ -22,6 +23,11 @@ def read(path: str) -> dict[str, Any]:
             f"--deepspeed {path!r} is no file; ds_configs/ holds zero1, zero2, zero3 and more to start from"
         )
     return json_file.read(file, "It is what --deepspeed names; start from one of ds_configs/")
+
+
+def unmonitored(values: dict[str, Any]) -> dict[str, Any]:
+    """These settings for a second engine: the first writes the monitors."""
+    return {name: value for name, value in values.items() if name not in _MONITORS}
 
 
 def zero_stage(values: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ for `frozen` with an auxiliary model of 4 layers at full width, .570 without any
 Shapes: B rows, T tokens, N masked positions a row, V words, E embedding size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -69,6 +69,8 @@ class DisentangledEmbedding(nn.Module):
     Its name is the stock embedding's, so that the export differs from the module in this one weight's value only.
     """
 
+    look_up: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.embedding)
+
     def __init__(self, shared: nn.Module, delta: nn.Parameter) -> None:
         super().__init__()
         self._shared = (shared,)  # in a tuple, so that it stays the generator's submodule alone
@@ -80,7 +82,7 @@ class DisentangledEmbedding(nn.Module):
         """Embeddings (B, T, E): two look-ups, not a sum of whole tables."""
         with torch.no_grad():
             shared = self._shared[0](input_ids)
-        return shared + F.embedding(input_ids, self.weight)
+        return shared + self.look_up(input_ids, self.weight)
 
 
 def tie_token_embeddings(generator: PreTrainedModel, model: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ from fast_electra import (
     blimp,
     deepspeed_config,
     documentation,
+    exact_sums,
     flops,
     initial_weights,
     objectives,
@@ -49,7 +50,6 @@ from fast_electra.statistic import Statistic, unigram
 
 GATE_ROWS = 256
 _BOUND = ("auxiliary_weights", "auxiliary_engine", "initial_weights", "replacement_paths")
-_MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _CHECKPOINT_BYTES_PER_WEIGHT, _EXPORT_BYTES_PER_WEIGHT = 14, 4
 
 
@@ -156,7 +156,9 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     engine, num_weights = _engine(config, settings, partial(objective.module, shape), beginning)
     generator = None
     if isinstance(objective, Decoupled):
-        objective.generator, more = _engine(config, _unmonitored(settings), objective.generator_module, beginning)
+        objective.generator, more = _engine(
+            config, deepspeed_config.unmonitored(settings), objective.generator_module, beginning
+        )
         generator, num_weights = objective.generator, num_weights + more
     micro_batch_rows = engine.train_micro_batch_size_per_gpu()
     flops_per_token, separated = run_flops.counted(
@@ -195,11 +197,6 @@ def _attention(config: Config) -> str:
     return attention_kernel(config.encoder, length, parallel.device(), separate)
 
 
-def _unmonitored(settings: dict[str, Any]) -> dict[str, Any]:
-    """DeepSpeed's settings for a second engine: the first writes the monitors."""
-    return {name: value for name, value in settings.items() if name not in _MONITORS}
-
-
 def _engine(
     config: Config,
     settings: dict[str, Any],
@@ -214,6 +211,8 @@ def _engine(
     sharded_weights.begin(module, beginning)
     if config.run.activation_checkpointing:
         recompute_activations(module)
+    if parallel.device().type == "cpu" and dtype_of(config) == torch.bfloat16 and not config.run.compile:
+        exact_sums.install(module)
     num_weights = sharded_weights.num_weights(module)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.most_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)

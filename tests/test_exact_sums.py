@@ -1,0 +1,125 @@
+"""Gradients that a CPU sums over tokens in bf16 are those of float32, rounded once."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from tiny_models import CONFIGS, LENGTH, ROWS, VOCABULARY
+from torch import nn
+from torch.nn import functional as F
+
+from fast_electra import (
+    deepspeed_config,
+    discriminator,
+    exact_sums,
+    joint,
+    parallel,
+    recipes,
+    setup_run,
+)
+from fast_electra.config import DataConfig
+
+TOKENS, WIDTH = 8192, 32
+NAMES = ["electra", "bert", "roberta", "deberta-v2", "modernbert"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def distance(found, exact):
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def test_a_norms_gradients_do_not_stand_still_after_some_hundred_tokens():
+    hidden = torch.randn(4, TOKENS // 4, WIDTH).bfloat16()
+    given = (torch.randn_like(hidden) + 0.3) * 1e-4
+    weight, bias = (torch.ones(WIDTH, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    exact_sums.layer_norm(hidden, weight, bias, 1e-5).backward(given)
+    normalised = F.layer_norm(hidden.double(), (WIDTH,))
+    assert distance(weight.grad, (given.double() * normalised).sum((0, 1))) < 0.01
+    assert distance(bias.grad, given.double().sum((0, 1))) < 0.01
+
+
+def test_a_tables_gradients_do_not_either_and_padding_has_none():
+    ids = torch.randint(0, 5, (4, TOKENS // 4))
+    given = (torch.randn(4, TOKENS // 4, WIDTH).bfloat16() + 0.3) * 1e-4
+    table = torch.randn(9, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    exact_sums.look_up(ids, table, 2).backward(given)
+    exact = torch.zeros(9, WIDTH, dtype=torch.float64).index_add_(0, ids.flatten(), given.flatten(0, 1).double())
+    exact[2] = 0
+    assert not table.grad[[2, 5, 6, 7, 8]].any()
+    assert distance(table.grad, exact) < 0.01
+
+
+def test_outputs_and_the_gradients_of_inputs_are_the_stock_ones_to_the_bit():
+    hidden, weight = torch.randn(64, WIDTH).bfloat16(), torch.randn(WIDTH).bfloat16()
+    found = []
+    for norm in (partial(F.layer_norm, normalized_shape=(WIDTH,), weight=weight, eps=1e-5), None):
+        into = hidden.clone().requires_grad_()
+        out = norm(into) if norm else exact_sums.layer_norm(into, weight.requires_grad_(), None, 1e-5)
+        out.backward(torch.ones_like(out))
+        found.append((out, into.grad))
+    for stock, ours in zip(*found, strict=True):
+        assert torch.equal(stock, ours)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_float32_every_gradient_of_a_model_is_the_stock_one(name):
+    tokens, labels = torch.randint(2, VOCABULARY - 1, (ROWS, LENGTH)), torch.randint(0, 2, (ROWS, LENGTH))
+    tokens[0, -3:] = CONFIGS[name].pad_token_id
+    found = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        module = discriminator.ReplacedTokenDetection(discriminator.build(CONFIGS[name], "eager", torch.float32)).eval()
+        if ours:
+            exact_sums.install(module)
+            swapped = [each for each in module.modules() if isinstance(each.forward, partial)]
+            assert {type(each) for each in swapped} == {nn.LayerNorm, nn.Embedding}
+        module(tokens, labels)[0].backward()
+        found.append({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for weight, stock in found[0].items():
+        torch.testing.assert_close(found[1][weight], stock, rtol=1e-4, atol=1e-6)
+
+
+def test_the_delta_of_disentangled_embeddings_is_summed_so_too():
+    table, delta = nn.Embedding(9, WIDTH), nn.Parameter(torch.zeros(9, WIDTH, dtype=torch.bfloat16))
+    embedding = joint.DisentangledEmbedding(table.bfloat16(), delta)
+    exact_sums.install(embedding)
+    given = torch.full((1, TOKENS, WIDTH), 1e-4, dtype=torch.bfloat16)
+    embedding(torch.full((1, TOKENS), 3)).backward(given)
+    assert distance(delta.grad[3], given.double().sum((0, 1))) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stage", "compiled", "swapped"),
+    [
+        ("bfloat16", 1, False, True),
+        ("bfloat16", 3, False, True),
+        ("float32", 1, False, False),
+        ("bfloat16", 1, True, False),
+    ],
+)
+def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "training_engine", lambda module, *_: module)
+    config = recipes.get("demo")
+    encoder = replace(config.encoder, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16)
+    run = replace(config.run, dtype=dtype, compile=compiled)
+    data = DataConfig(sequence_length=16, held_out_rows=8)
+    config = replace(
+        config, objective="random", corpus=str(tiny_corpus), output=str(tmp_path), encoder=encoder, run=run, data=data
+    )
+    parallel.start()
+    batches = setup_run.open_batches(config)
+    settings = deepspeed_config.read(f"ds_configs/zero{stage}.json")
+    objective, *_ = setup_run._objective(config, batches.corpora[0].tokenizer, batches)
+    shape = setup_run.transformers_config(encoder, batches.corpora[0].tokenizer)
+    made, _ = setup_run._engine(
+        config, settings, partial(objective.module, shape), setup_run.initial_weights.Beginning({}, {})
+    )
+    norms = [each for each in made.modules() if isinstance(each, nn.LayerNorm)]
+    assert norms
+    assert all(isinstance(each.forward, partial) == swapped for each in norms)
