@@ -141,7 +141,7 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
                 return diverged(study, arm, seed, lines[-1])
             raise RuntimeError(f"{arm.name}, seed {seed}: {lines[-1] if lines else 'failed'} (see {log})")
         if (run / "summary.json").exists() and not (run / _TRAINED).exists():
-            origin = _known_origin(study, arm, seed) if was_there else rows.provenance("quality")
+            origin = _known_origin(study, arm, seed) if was_there else _origin()
             partial = run / (_TRAINED + ".part")
             partial.write_text(json.dumps(origin))
             partial.replace(run / _TRAINED)
@@ -150,10 +150,16 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
 
 def _known_origin(study: Study, arm: Arm, seed: int) -> Row:
     """The origin of a run that an earlier study trained: its row's, unknown where it has none."""
-    asked, now = _identity(study, arm, seed), rows.provenance("quality")
+    asked, now = _identity(study, arm, seed), _origin()
     found = rows.read(study.rows) if study.rows.exists() else []
     same = [row for row in found if all(row.get(name) == value for name, value in asked.items())]
-    return {name: same[-1][name] for name in now} if same else dict.fromkeys(now, "unknown")
+    return {name: same[-1].get(name) for name in now} if same else dict.fromkeys(now, "unknown")
+
+
+def _origin() -> Row:
+    """Of a run that is trained now: the code, the machine, and in what gradients are summed over tokens; rows without
+    word of that are of code that summed those of norms and tables in the run's dtype (fast_electra/exact_sums.py)."""
+    return {**rows.provenance("quality"), "token_sums": "float32"}
 
 
 def _scored(study: Study, arm: Arm, run: Path) -> bool:

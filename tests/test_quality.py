@@ -288,6 +288,16 @@ def test_rows_that_do_not_share_their_masked_lms_are_told_of(tmp_path):
     assert "Not all rows compare" not in "\n".join(quality_sections.quality_section([*same, half], tmp_path))
 
 
+def test_rows_whose_gradients_were_summed_in_half_the_width_are_told_of(tmp_path):
+    ways = [{"dtype": "bfloat16"}, {"dtype": "bfloat16", "token_sums": "float32"}, {"dtype": "float32"}]
+    ways.append({"dtype": "bfloat16", "hardware": {"gpu": "NVIDIA H200"}})
+    found = [made(name, 0, 0.7, **way) for name, way in zip(("frozen", "joint", "random", "mlm"), ways, strict=True)]
+    assert "**1 of 4 rows lost part of their gradients.**" in "\n".join(
+        quality_sections.quality_section(found, tmp_path)
+    )
+    assert "lost part" not in "\n".join(quality_sections.quality_section(found[1:], tmp_path))
+
+
 def test_rows_of_two_seeds_stand_beside_each_other(tmp_path):
     path = tmp_path / "quality.jsonl"
     for row in (made("frozen", 0, 0.7), made("frozen", 1, 0.8), made("frozen", 0, 0.9)):
@@ -425,6 +435,7 @@ def test_a_row_that_is_made_again_says_which_code_trained_and_which_judged(tmp_p
         perform("latest")
     told = [(row["commit"], row["judged_by"]) for row in made_by]
     assert told == [("first", "first"), ("first", "later"), ("first", "latest")]
+    assert {row["token_sums"] for row in made_by} == {"float32"}
 
 
 # A study, killed.
