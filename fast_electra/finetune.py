@@ -7,8 +7,8 @@ for SQuAD; rows of up to 128 tokens, 512 for SQuAD; rates by width: 3e-4 below 5
 with a layer decay of .8, .8 and .9. A model whose tokenizer says that it was trained on shorter rows gets those. Left
 out: ELECTRA trains on both orders of MRPC's and STS-B's pairs and has a larger question-answering head. Other than
 there: the rate falls from its peak at the end of the warm-up (there as if it had fallen from the first update on: a
-tenth lower throughout), windows of a long SQuAD paragraph overlap by 128 tokens (there they begin 128 apart), and 3e-4 is
-the paper's for its small model (the code: 1e-4). Dropout is the model's own unless set.
+tenth lower throughout), windows of a long SQuAD paragraph overlap by 128 tokens (there they begin 128 apart), and
+3e-4 is the paper's for its small model (the code: 1e-4). Dropout is the model's own unless set.
 
 Rows are padded to the longest of their batch, and batches are drawn from rows of like length.
 """

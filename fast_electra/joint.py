@@ -4,8 +4,8 @@ What the two models share is what sets the rivals apart:
 
 `joint`          ELECTRA (Clark et al., ICLR 2020): the generator is as deep as the discriminator and narrower; token
                  and absolute position embeddings are one table each, trained by both losses. (Its released code ties
-                 the token types and the normalisation after them too: 4 x E weights, not tied here; and it
-                 leaves 15 % of the masked positions' tokens as they were, where [MASK] stands at all of them here.) A narrow
+                 the token types and the normalisation after them too: 4 x E weights, not tied here. And it leaves
+                 15 % of the masked positions' tokens as they were, where [MASK] stands at all of them here.) A narrow
                  generator needs a projection after its embeddings, which stock transformers have for ELECTRA's own
                  kind only; for other encoders `joint` is refused, rather than untied in silence.
 `joint_shallow`  METRO, COCO-LM: full width, fewer layers, no dropout in the generator; one table of token embeddings.
