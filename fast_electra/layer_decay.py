@@ -45,8 +45,9 @@ def parameter_groups(
     top = int(model.config.num_hidden_layers) + 2
     depth = depths(model) if layer_decay != 1 else dict.fromkeys((name for name, _ in model.named_parameters()), top)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    without = exempt_from_decay(model)
     for name, weight in model.named_parameters():
-        exempt = exempt_from_decay(name)
+        exempt = name in without
         group = groups.setdefault(
             (depth[name], exempt),
             {

@@ -18,7 +18,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices with weight decay; biases and normalisation weights without (BERT's and ELECTRA's rule)."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    exempt = [parameter for name, parameter in named if exempt_from_decay(name)]
+    without = exempt_from_decay(model)
+    exempt = [parameter for name, parameter in named if name in without]
     ids = {id(parameter) for parameter in exempt}
     return [
         {"params": [parameter for _, parameter in named if id(parameter) not in ids], "weight_decay": weight_decay},
@@ -26,6 +27,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def exempt_from_decay(name: str) -> bool:
-    """Whether the weight of this name is a bias or belongs to a normalisation."""
-    return name.endswith("bias") or "norm" in name.lower()
+def exempt_from_decay(model: nn.Module) -> set[str]:
+    """The names of its biases and of what its normalisations, by their classes' names, hold themselves."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if name.endswith("bias") or "norm" in type(module).__name__.lower()
+    }

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from tiny_models import CONFIGS
 from torch import nn
+from transformers import AutoModel, MegatronBertConfig, RobertaPreLayerNormConfig
 
-from fast_electra.optim import learning_rate, parameter_groups
+from fast_electra import discriminator
+from fast_electra.optim import exempt_from_decay, learning_rate, parameter_groups
 from fast_electra.run_config import OptimizerConfig
 
 
@@ -34,3 +37,18 @@ def test_frozen_weights_are_in_no_group():
     decayed, exempt = parameter_groups(model, 0.01)
     assert decayed["params"] == []
     assert torch.equal(exempt["params"][0], model.bias)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_not_decayed_is_biases_and_normalisations(name):
+    model = discriminator.build(CONFIGS[name], "eager", torch.float32)
+    by_name = {each for each, _ in model.named_parameters() if each.endswith("bias") or "norm" in each.lower()}
+    assert exempt_from_decay(model) == by_name
+
+
+def test_a_norm_is_known_by_its_class_whatever_the_names_around_it():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for config in (RobertaPreLayerNormConfig(**sizes, vocab_size=9), MegatronBertConfig(**sizes, vocab_size=9)):
+        model = AutoModel.from_config(config)
+        kept = {name for name, weight in model.named_parameters() if weight.dim() == 1}
+        assert exempt_from_decay(model) == kept, config.model_type
