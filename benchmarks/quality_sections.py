@@ -124,10 +124,9 @@ def _rounded(finished: Sequence[Row]) -> list[str]:
         return []
     return [
         f"**{rounded} of {len(finished)} rows lost part of their gradients.** They were computed in bfloat16 on CPUs "
-        "by code that left the gradients of norms and token tables to torch's kernels, which add them in bfloat16: "
-        "with 2,048 tokens at a time the norms of a model that begins warm kept .74 of theirs, at a cosine of .96 to "
-        "the true ones, all other weights all of theirs (LOG.md, 2026-11-27). It was so for all arms alike. The other "
-        f"{len(finished) - rounded} are computed in float32, or summed in it.",
+        "by code that left the gradients of norms and token tables to torch's kernels, which add them in bfloat16. It "
+        "was so for all arms alike; LOG.md, 2026-11-27, has how much was lost, and a control in float32. The rest "
+        f"({len(finished) - rounded}) is computed in float32, or summed in it.",
         "",
     ]
 
