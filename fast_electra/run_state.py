@@ -91,11 +91,13 @@ def end(folder: str, state: str, why: str = "") -> None:
 
 
 def release(folder: str) -> None:
-    """Leave nothing of a start that made nothing: a folder that holds only the state is removed."""
+    """Leave nothing of a start that made nothing: a folder that holds only the state, and which files were found whole
+    (verified.py), is removed."""
     path = Path(folder)
     with suppress(OSError):
-        if [each.name for each in path.iterdir()] == [NAME]:
-            (path / NAME).unlink()
+        if {each.name for each in path.iterdir()} <= {NAME, "verified.json"}:
+            for each in path.iterdir():
+                each.unlink()
             path.rmdir()
 
 
