@@ -19,20 +19,21 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from fast_electra import separation
 from fast_electra import tokenizer as tokenizers
-from fast_electra.batches import Batches, MaskedBatch
+from fast_electra.batches import Batches, MaskedBatch, even_share
 from fast_electra.encoder import positions_available, with_new_weights
 from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
 from fast_electra.vocabulary_logits import sample
 
 LOGITS_BUDGET_MIB, MOST_ROWS = 256, 256
+ASKED_ROWS = 64  # of a batch where nothing is trained: the gate's and the precomputation's
 
 
 def rows_at_once(num_rows: int, num_masked: int, vocab_size: int) -> int:
     """How many of `num_rows` rows go through the model together: their float32 logits (rows, N, V) stay inside the
     budget. An even share of them where one is not much smaller, because each size is compiled by itself."""
     most = max(1, min(num_rows, MOST_ROWS, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * vocab_size))))
-    even = next(rows for rows in range(most, 0, -1) if num_rows % rows == 0)
+    even = even_share(num_rows, most)
     return even if 2 * even > most else most
 
 
@@ -110,8 +111,8 @@ class Auxiliary:
         """On `num_rows` held-out rows, of all corpora: share of masked tokens predicted, of the most frequent one, and
         how many they are."""
         hits, targets, every = 0, [], batches.num_held_out // num_rows
-        for start in range(0, num_rows, 64):
-            batch = batches.held_out(start * every, min(64, num_rows - start), every).to(device)
+        for start in range(0, num_rows, ASKED_ROWS):
+            batch = batches.held_out(start * every, min(ASKED_ROWS, num_rows - start), every).to(device)
             target = batch.input_ids.gather(1, batch.positions)
             targets.append(target.flatten())
             for rows, logits in self.logits(batch):

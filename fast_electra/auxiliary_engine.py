@@ -20,8 +20,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from fast_electra import deepspeed_config, injection, parallel, run_folder
-from fast_electra.auxiliary import MaskedLM, mask_out, rows_at_once
+from fast_electra import injection, parallel, run_folder
+from fast_electra.auxiliary import ASKED_ROWS, MaskedLM, mask_out, rows_at_once
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
 
@@ -60,9 +60,10 @@ def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dt
     """The engine that a run's config asks for, or that the run began with. Raises ValueError where it cannot serve."""
     began_with = run_folder.bound(config.output).get("auxiliary_engine", "auto")
     wanted = began_with if config.auxiliary_engine == "auto" else config.auxiliary_engine
-    at_a_time = deepspeed_config.micro_batch_rows(config, parallel.world_size())
-    rows = rows_at_once(at_a_time, config.data.num_masked, batches.vocab_size)
-    choice = choose(module, batches.training(0, rows).to(parallel.device()), mask_id, dtype, wanted)
+    asked = (config.run.micro_batch_rows, ASKED_ROWS)
+    together = [rows_at_once(rows, config.data.num_masked, batches.vocab_size) for rows in asked]
+    batch = batches.training(0, max(together)).to(parallel.device())
+    choice = choose(module, batch, mask_id, dtype, wanted)
     if parallel.rank() == 0:
         for each in choice.trials:
             print(f"engine of the auxiliary model: {each}", flush=True)  # noqa: T201

@@ -185,6 +185,11 @@ class Batches:
                 yield corpus, mine, (row[mine] - self.offsets[c])[:, None] * width + np.arange(width)[None, :]
 
 
+def even_share(rows: int, most: int) -> int:
+    """The largest number up to `most` that divides `rows`."""
+    return next(share for share in range(min(rows, most), 0, -1) if rows % share == 0)
+
+
 def _interleave(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """The corpus of each turn in a period, always the one furthest behind its weight (as Megatron's blending does)."""
     share, given = weights / weights.sum(), np.zeros(len(weights))

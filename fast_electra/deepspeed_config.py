@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_electra import json_file
+from fast_electra.batches import even_share
 from fast_electra.config import Config
 
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
@@ -68,7 +69,7 @@ def micro_batch_rows(config: Config, num_processes: int) -> int:
             f"run.batch_rows = {config.run.batch_rows} cannot be split evenly over {num_processes} processes; "
             f"give a multiple of the number of processes, such as {_that_splits(config, num_processes)}, or start fewer"
         )
-    return _divisor(rows, config.run.micro_batch_rows)
+    return even_share(rows, config.run.micro_batch_rows)
 
 
 def note_of_small_pieces(config: Config, num_processes: int) -> str:
@@ -92,12 +93,7 @@ def _that_splits(config: Config, num_processes: int) -> int:
 
 def _splits(rows: int, most: int) -> bool:
     """Whether the pieces of these rows are larger than half of what they could be."""
-    return 2 * _divisor(rows, most) > min(rows, most)
-
-
-def _divisor(rows: int, most: int) -> int:
-    """The largest divisor of `rows` up to `most`."""
-    return next(micro for micro in range(min(rows, most), 0, -1) if rows % micro == 0)
+    return 2 * even_share(rows, most) > min(rows, most)
 
 
 def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: bool) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fast_electra import failure, parallel, replacement_store, run_state, setup_run, verified
-from fast_electra.auxiliary import Auxiliary, weights_fingerprint
+from fast_electra import failure, parallel, replacement_store, run_state, setup_run
+from fast_electra.auxiliary import ASKED_ROWS, Auxiliary, weights_fingerprint
 from fast_electra.batches import Batches
 from fast_electra.config import Config
 from fast_electra.gumbel import NoiseKeys
@@ -28,10 +28,10 @@ from fast_electra.replay import identity
 from fast_electra.require import require
 from fast_electra.watchdog import LONG, Watchdog, patience_minutes
 
-BATCH_ROWS = 64
+BATCH_ROWS = ASKED_ROWS
 # More than any auxiliary model's paths took (replacement_codec.py), for the check of the disk.
 _BYTES_PER_POSITION = 10
-_OURS = ("manifest.json", "building.json", verified.NAME, run_state.NAME, "shard-*.bin", ".partial-*")
+_OURS = ("manifest.json", "building.json", run_state.VERIFIED, run_state.NAME, "shard-*.bin", ".partial-*")
 
 
 @dataclass(frozen=True)

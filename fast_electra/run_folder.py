@@ -49,7 +49,7 @@ _FREE = {
     "run.stop_at_step",
 }
 _SUMMARY, _INPUTS = "summary.json", "inputs.json"
-_CLAIM = {"config.json", "environment.json", _INPUTS, "verified.json", "deepspeed.json", "monitor", run_state.NAME}
+_CLAIM = {"config.json", "environment.json", _INPUTS, "deepspeed.json", "monitor", run_state.NAME, run_state.VERIFIED}
 _BEGUN = {run_state.NAME, "config.json.partial"}  # what a full disk, or a kill, may leave of a claim
 _LIBRARIES = ("torch", "deepspeed", "transformers", "megatron-core", "datasets", "sentencepiece", "numpy")
 

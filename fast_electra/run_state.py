@@ -19,7 +19,7 @@ from typing import Any
 from fast_electra import json_file
 from fast_electra.staging import BusyError
 
-NAME = "state.json"
+NAME, VERIFIED = "state.json", "verified.json"  # the latter tells which files were found whole (verified.py)
 RUNNING, FINISHED, STOPPED, PREEMPTED, FAILED = "running", "finished", "stopped", "preempted", "failed"
 _PAGE = 4096
 _PAUSE_SECONDS = 0.2
@@ -91,11 +91,10 @@ def end(folder: str, state: str, why: str = "") -> None:
 
 
 def release(folder: str) -> None:
-    """Leave nothing of a start that made nothing: a folder that holds only the state, and which files were found whole
-    (verified.py), is removed."""
+    """Leave nothing of a start that made nothing: a folder that holds these two notes at most is removed."""
     path = Path(folder)
     with suppress(OSError):
-        if {each.name for each in path.iterdir()} <= {NAME, "verified.json"}:
+        if {each.name for each in path.iterdir()} <= {NAME, VERIFIED}:
             for each in path.iterdir():
                 each.unlink()
             path.rmdir()

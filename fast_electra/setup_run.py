@@ -104,9 +104,11 @@ def open_batches(config: Config) -> Batches:
     if not config.corpus:
         on_rank_zero(lambda: _prepare_documentation(config))
     named = config.corpora or [(documentation_corpus(config), 1.0)]
-    opened = in_turns(
-        lambda: [(corpora.Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
-    )
+
+    def open_all() -> list[tuple[corpora.Corpus, float]]:
+        return [(corpora.Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
+
+    opened = in_turns(open_all) if config.tokenizer else open_all()  # a corpus's own tokenizer lies beside it
     first = opened[0][0]
     for other, _ in opened[1:]:
         if other.tokenizer_fingerprint != first.tokenizer_fingerprint:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fast_electra import json_file
 from fast_electra.run_folder import write_json
-
-NAME = "verified.json"
+from fast_electra.run_state import VERIFIED
 
 
 def once(output: str, files: Iterable[Path], identity: str, verify: Callable[[], None]) -> None:
@@ -17,7 +16,7 @@ def once(output: str, files: Iterable[Path], identity: str, verify: Callable[[],
 
     `identity` tells what they were held against. What `verify` raises is raised, and nothing is noted down then.
     """
-    note = Path(output) / NAME
+    note = Path(output) / VERIFIED
     now = {str(each.resolve()): [*_state(each), identity] for each in files}
     before = _read(note)
     if now and all(before.get(name) == state for name, state in now.items()):

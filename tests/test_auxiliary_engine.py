@@ -233,6 +233,23 @@ def test_a_resumed_run_takes_the_engine_that_it_began_with(asked, began_with, ta
     assert wanted == [taken]
 
 
+@pytest.mark.parametrize(("micro", "rows"), [(64, 16), (8, 16), (96, 24)])
+def test_the_trial_has_as_many_rows_as_go_through_together_on_any_number_of_processes(
+    micro, rows, operator, tmp_path, monkeypatch
+):
+    """A precomputation splits its rows by shards: its processes need not divide the batch of training."""
+    tried = []
+    monkeypatch.setattr(parallel, "world_size", lambda: 3)
+    monkeypatch.setattr(auxiliary_engine, "choose", lambda *args: Choice(torch.nn.Identity(), ""))
+    batches = SimpleNamespace(vocab_size=32_000, training=lambda first, count: tried.append(count) or batch_of(2))
+    config = recipes.get("base")
+    run = replace(config.run, micro_batch_rows=micro)
+    config = replace(config, output=str(tmp_path), run=run)
+    assert config.data.num_masked == 77
+    auxiliary_engine.for_run(masked_lm("bert"), batches, MASK, config, torch.float32)
+    assert tried == [rows]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from fast_electra import parallel, recipes, setup_run, verified
+from fast_electra import parallel, recipes, run_state, setup_run, verified
 from fast_electra.config import DataConfig
 from fast_electra.corpus import Corpus
 
@@ -68,7 +68,7 @@ def test_what_is_damaged_is_not_noted_down(start):
 
 def test_a_note_that_is_damaged_or_forged_counts_for_nothing(start, tmp_path):
     start()
-    note = tmp_path / "run" / verified.NAME
+    note = tmp_path / "run" / run_state.VERIFIED
     for content in (note.read_text()[:-10], note.read_text().replace('"a"', '"b"')):
         note.write_text(content)
         assert start(identity="b")
