@@ -5,7 +5,7 @@
 auxiliary model has the discriminator's width and a quarter to a third of its depth (Dong et al., ICLR 2024, and the
 METRO line). `NAME.auxiliary` is the masked-LM run that makes that model.
 
-`small base large xl` begin with their auxiliary model's weights (`initial_weights`), which the study decided: rows
+`demo small base large xl` begin with their auxiliary model's weights (`initial_weights`), which the study decided: rows
 `frozen_warm` beside `frozen` and `joint_shallow` at the scale 4x128 in benchmarks/results/quality.jsonl. The ELECTRA
 recipes begin anew, as their paper's joint training does.
 
@@ -38,20 +38,17 @@ def demo() -> Config:
 
     `deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json`
     """
-    encoder = EncoderConfig(num_layers=4, hidden_size=192, num_heads=4, intermediate_size=512, max_positions=128)
+    encoder = EncoderConfig(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=352, max_positions=128)
     return Config(
         recipe="demo",
         output="runs/demo",
         data=DataConfig(sequence_length=64, held_out_rows=512, vocab_size=1024),
         encoder=encoder,
-        auxiliary_model=AuxiliaryConfig(
-            encoder=replace(encoder, num_layers=2, hidden_size=128, num_heads=4, intermediate_size=352),
-            steps=600,
-            peak_learning_rate=1.5e-3,
-        ),
+        auxiliary_model=AuxiliaryConfig(encoder=replace(encoder, num_layers=2), steps=600, peak_learning_rate=1.5e-3),
         generator=GeneratorConfig(depth_divisor=2),
         optimizer=OptimizerConfig(peak_learning_rate=1.5e-3),
-        run=RunConfig(steps=750, batch_rows=64, micro_batch_rows=64, log_every=25, evaluate_every=250, save_every=250),
+        run=RunConfig(steps=400, batch_rows=32, micro_batch_rows=32, log_every=25, evaluate_every=200, save_every=200),
+        initial_weights="auto",
     )
 
 

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -84,30 +87,65 @@ def clean_environment(**added: str) -> dict[str, str]:
 
 def launch_command(*arguments: str, num_processes: int = 1) -> list[str]:
     """`deepspeed launchers/pretrain.py ARGUMENTS`."""
-    port = 20_000 + 8 * os.getpid() % 20_000 + num_processes  # its own beside that of another worker's run
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
-    return [
-        deepspeed,
-        f"--num_gpus={num_processes}",
-        f"--master_port={port}",
-        "launchers/pretrain.py",
-        *arguments,
-    ]
+    place = [f"--num_gpus={num_processes}", f"--master_port={_port(num_processes)}"]
+    return [deepspeed, *place, "launchers/pretrain.py", *arguments]
+
+
+def _port(num_processes: int) -> int:
+    """A run's own beside that of another worker's run."""
+    return 20_000 + 8 * os.getpid() % 20_000 + num_processes
+
+
+def _of_a_run(**added: str) -> dict[str, str]:
+    return clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", **added)
 
 
 def launch(*arguments: str, num_processes: int = 1, check: bool = True, timeout: int = 240):
-    """`deepspeed launchers/pretrain.py ARGUMENTS` as a user starts it; returns the finished process."""
-    command = launch_command(*arguments, num_processes=num_processes)
-    with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        stdout, stderr = process.communicate(timeout=timeout)
-    if check and process.returncode:
-        raise AssertionError(f"{' '.join(command)}\n{stdout[-3000:]}\n{stderr[-6000:]}")
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    """What comes of the processes that `deepspeed launchers/pretrain.py ARGUMENTS` starts, without that launcher.
+
+    As under it, the first failure ends the others and is the result.
+    """
+    command = ["launchers/pretrain.py", *arguments]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port(num_processes))}
+    place |= dict.fromkeys(("WORLD_SIZE", "LOCAL_SIZE"), str(num_processes))
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        streams = [Path(folder, name) for name in ("stdout", "stderr")]
+        processes = []
+        for rank in map(str, range(num_processes)):
+            environment = _of_a_run(RANK=rank, LOCAL_RANK=rank, **place)
+            processes.append(forked.start(command, ROOT, environment, *streams))
+            stack.callback(_end, processes[-1])
+        returncode = _outcome(processes, timeout)
+        stdout, stderr = (stream.read_text() for stream in streams)
+    if (check and returncode) or returncode is None:
+        ending = f"ended with {returncode}" if returncode else f"is not done after {timeout} s"
+        raise AssertionError(f"{' '.join(command)} {ending}\n{stdout[-3000:]}\n{stderr[-6000:]}")
+    return subprocess.CompletedProcess(command, returncode, stdout, stderr)
+
+
+def _outcome(processes: list[BaseProcess], timeout: float) -> int | None:
+    """The first failure's status, 0 when all have ended well, None when time is up."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        codes = [process.exitcode for process in processes]
+        if failed := [code for code in codes if code]:
+            return failed[0]
+        if None not in codes:
+            return 0
+        time.sleep(0.02)
+    return None
+
+
+def _end(process: BaseProcess) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
 
 
 @contextmanager
 def launched(*arguments: str, num_processes: int = 1, log: Path):
-    """The same, still running; `log` takes its output."""
+    """`deepspeed launchers/pretrain.py ARGUMENTS`, still running; `log` takes its output."""
     command = launch_command(*arguments, num_processes=num_processes)
     with log.open("a") as output, start(command, stdout=output, stderr=output) as process:
         yield process
@@ -116,8 +154,7 @@ def launched(*arguments: str, num_processes: int = 1, log: Path):
 @contextmanager
 def start(command: list[str], **streams):
     """The command, running in a process group of its own, of which nothing is left on leaving."""
-    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams)
+    process = subprocess.Popen(command, cwd=ROOT, env=_of_a_run(), text=True, start_new_session=True, **streams)
     try:
         yield process
     finally:
