@@ -107,7 +107,8 @@ def _files_first(arguments: list[str]) -> list[str]:
 def _recipe_in(path: Path) -> str:
     """The recipe that a file of settings names, if it does.
 
-    Refuses what is no file of settings, and what a parser would read for ever: aliases, lists in lists in lists.
+    Refuses what is no file of settings, a recipe that there is not, and what a parser would read for ever: aliases,
+    lists in lists in lists.
     """
     remedy = "--config names a YAML file of settings; start from config.json of a run"
     json_file.require(path.is_file(), f"{str(path)!r} is no file: {remedy}")
@@ -123,8 +124,8 @@ def _recipe_in(path: Path) -> str:
             settings = yaml.load(text, Loader=yaml.CSafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"it is not YAML ({error})") from error
-    recipe = settings.get("recipe", "") if isinstance(settings, dict) else ""
-    return recipe if isinstance(recipe, str) else ""
+        recipe = settings.get("recipe") if isinstance(settings, dict) else None
+        return recipes.get(recipe).recipe if isinstance(recipe, str) and recipe else ""
 
 
 def options(parser: Parser) -> list[str]:

@@ -204,6 +204,7 @@ def get(name: str) -> Config:
     if stem not in RECIPES or suffix not in ("", "auxiliary"):
         near = difflib.get_close_matches(stem, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"recipe = {name!r}: {hint}choose one of {', '.join(RECIPES)}, or one of them + '.auxiliary'")
+        known = f"choose one of {', '.join(RECIPES)}, or one of them + '.auxiliary'"
+        raise ValueError(f"recipe = {name!r:.80}: {hint}{known}")
     config = RECIPES[stem]()
     return replace(config.for_auxiliary(), output=f"{config.output}-auxiliary") if suffix else config

@@ -19,8 +19,8 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
 def test_shipped_settings_leave_nothing_open(path):
     filled = fill(read(str(path)), DEMO, num_processes=2, on_cpu=True)
     assert "auto" not in json.dumps(filled)
-    assert filled["train_batch_size"] == 64
-    assert filled["train_micro_batch_size_per_gpu"] * 2 * filled["gradient_accumulation_steps"] == 64
+    assert filled["train_batch_size"] == DEMO.run.batch_rows
+    assert filled["train_micro_batch_size_per_gpu"] * 2 * filled["gradient_accumulation_steps"] == DEMO.run.batch_rows
     assert filled["optimizer"]["params"]["lr"] == DEMO.optimizer.peak_learning_rate
     assert filled["csv_monitor"]["output_path"] == "runs/demo/monitor"
 
@@ -71,7 +71,7 @@ def test_the_given_settings_are_not_changed():
 
 def test_all_clashes_are_reported_together():
     given = {
-        "train_batch_size": 32,
+        "train_batch_size": 16,
         "gradient_clipping": 0.5,
         "optimizer": {"params": {"lr": 0.1}},
         "fp16": {"enabled": True},
@@ -81,7 +81,7 @@ def test_all_clashes_are_reported_together():
     with pytest.raises(ValueError) as caught:
         fill(given, DEMO, 1, on_cpu=True)
     for part in (
-        "train_batch_size: the JSON says 32, the recipe 64",
+        "train_batch_size: the JSON says 16, the recipe 32",
         "gradient_clipping: the JSON says 0.5",
         "optimizer.params.lr: the JSON says 0.1, the recipe 0.0015",
         "fp16.enabled",
@@ -99,7 +99,7 @@ def test_the_micro_batch_is_the_largest_that_divides_the_share():
 
 @pytest.mark.parametrize("processes", [3, 256])
 def test_more_processes_than_rows_or_an_uneven_split_is_refused(processes):
-    with pytest.raises(ValueError, match=rf"run.batch_rows = 64 cannot be split evenly over {processes} processes"):
+    with pytest.raises(ValueError, match=rf"run.batch_rows = 32 cannot be split evenly over {processes} processes"):
         micro_batch_rows(DEMO, processes)
 
 

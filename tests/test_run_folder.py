@@ -107,7 +107,7 @@ def test_another_run_is_refused_with_every_difference(config, tmp_path):
     run_folder.claim(config)
     (tmp_path / "run" / "checkpoints").mkdir()
     other = replace(config, seed=4, run=replace(config.run, steps=7))
-    with pytest.raises(ValueError, match=r"(?s)holds another run.*seed: 0 there, 4 now.*run.steps: 750 there, 7 now"):
+    with pytest.raises(ValueError, match=r"(?s)holds another run.*seed: 0 there, 4 now.*run.steps: 400 there, 7 now"):
         run_folder.claim(other)
 
 

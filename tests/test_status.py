@@ -20,7 +20,7 @@ from fast_electra.corpus import Corpus
 
 @pytest.fixture
 def run(tmp_path, tiny_corpus):
-    """A run's folder at step 100 of 750, 50 seconds in, with a checkpoint, held by this process."""
+    """A run's folder at step 100 of 400, 50 seconds in, with a checkpoint, held by this process."""
     config = replace(recipes.get("demo"), output=str(tmp_path / "run"), corpus=str(tiny_corpus))
     run_folder.claim(config)
     log = run_folder.MetricsLog(config.output, 0)
@@ -33,7 +33,7 @@ def run(tmp_path, tiny_corpus):
 def test_a_run_that_goes_on_tells_step_time_left_loss_and_a_whole_checkpoint(run):
     said = status.describe(status.of(run.output))
     assert f"{run.output}: running by process {os.getpid()} on " in said
-    assert "step        100 of 750, 5 min left" in said
+    assert "step        100 of 400, 2 min left" in said
     assert "loss        0.4100, 2 updates left out" in said
     assert "checkpoint  step-00000080 (whole: every byte matches its hash)" in said
     assert "why" not in said
@@ -101,7 +101,7 @@ def test_a_run_whose_auxiliary_model_trains_first_shows_how_far_that_is(tmp_path
         run_folder.claim(each)
     run_folder.MetricsLog(first.output, 0).write({"step": 150, "loss": 5.5, "seconds": 75.0, "skipped_updates": 0})
     said = status.describe(status.of(config.output))
-    assert "step        0 of 750" in said
+    assert "step        0 of 400" in said
     assert f"first       its auxiliary model\n{first.output}: running by process {os.getpid()} on " in said
     assert "step        150 of 600, 4 min left" in said
     run_state.end(first.output, run_state.FINISHED)
