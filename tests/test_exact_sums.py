@@ -39,8 +39,8 @@ def test_a_norms_gradients_do_not_stand_still_after_some_hundred_tokens():
     weight, bias = (torch.ones(WIDTH, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     exact_sums.layer_norm(hidden, weight, bias, 1e-5).backward(given)
     normalised = F.layer_norm(hidden.double(), (WIDTH,))
-    assert distance(weight.grad, (given.double() * normalised).sum((0, 1))) < 0.01
-    assert distance(bias.grad, given.double().sum((0, 1))) < 0.01
+    assert distance(weight.grad, (given.double() * normalised).sum((0, 1))) < 0.003
+    assert distance(bias.grad, given.double().sum((0, 1))) < 0.003
 
 
 def test_a_tables_gradients_do_not_either_and_padding_has_none():
@@ -51,7 +51,7 @@ def test_a_tables_gradients_do_not_either_and_padding_has_none():
     exact = torch.zeros(9, WIDTH, dtype=torch.float64).index_add_(0, ids.flatten(), given.flatten(0, 1).double())
     exact[2] = 0
     assert not table.grad[[2, 5, 6, 7, 8]].any()
-    assert distance(table.grad, exact) < 0.01
+    assert distance(table.grad, exact) < 0.003
 
 
 def test_outputs_and_the_gradients_of_inputs_are_the_stock_ones_to_the_bit():
@@ -91,7 +91,7 @@ def test_the_delta_of_disentangled_embeddings_is_summed_so_too():
     exact_sums.install(embedding)
     given = torch.full((1, TOKENS, WIDTH), 1e-4, dtype=torch.bfloat16)
     embedding(torch.full((1, TOKENS), 3)).backward(given)
-    assert distance(delta.grad[3], given.double().sum((0, 1))) < 0.01
+    assert distance(delta.grad[3], given.double().sum((0, 1))) < 0.003
 
 
 @pytest.mark.parametrize(
