@@ -118,7 +118,12 @@ def noted(folder: str, way_out: WayOut = TRAINING) -> Iterator[None]:
 
 
 def tell(error: BaseException, way_out: WayOut) -> int:
-    """Say what ended a launcher that is one process; returns the exit status. A defect is raised again."""
+    """Say what ended a launcher that is one process; returns the exit status. A defect is raised again.
+
+    An object that a signal cut short in its making may not be able to end itself; no word is said of that.
+    """
+    if isinstance(error, preemption.Preempted | KeyboardInterrupt):
+        sys.unraisablehook = lambda _: None
     if isinstance(error, preemption.Preempted):
         print(f"stopped; {way_out.goes_on}", flush=True)  # noqa: T201
         return preemption.EXIT_STATUS

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT, clean_environment
 
-from fast_electra import failure
+from fast_electra import failure, preemption
 from fast_electra.divergence import DivergedError
 
 CASES = {
@@ -79,3 +79,21 @@ def test_a_defect_keeps_its_traceback():
     done = ended("{}['key']")
     assert done.returncode == 1
     assert "KeyError: 'key'" in done.stderr
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, preemption.Preempted])
+def test_what_a_signal_cut_short_in_its_making_says_nothing(kind, monkeypatch):
+    class Half:
+        def __init__(self):
+            raise kind
+
+        def __del__(self):
+            raise AttributeError("the rest of it")
+
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    try:
+        Half()
+    except kind as error:
+        assert failure.tell(error, failure.PREPARING) == (130 if kind is KeyboardInterrupt else 75)
+    assert not said
