@@ -71,15 +71,20 @@ def mask_out(batch: MaskedBatch, mask_id: int) -> Tensor:
 
 
 class Auxiliary:
-    """The frozen model and the tokens it may sample: `predict(input_ids, positions, position_ids)` -> (B, N, V)."""
+    """The frozen model and the tokens it may sample: `predict(input_ids, positions, position_ids)` -> (B, N, V).
+
+    `compiled` has the pass over its logits compiled too, into one graph for all temperatures.
+    """
 
     def __init__(
         self,
         predict: Callable[[Tensor, Tensor, Tensor], Tensor],
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
+        compiled: bool = False,
     ) -> None:
         self.predict, self.seed = predict, seed
+        self._sample = torch.compile(sample, dynamic=False) if compiled else sample
         self.mask_id, self.vocab_size = cast(int, tokenizer.mask_token_id), len(tokenizer)
         self.pad_id = cast(int, tokenizer.pad_token_id)
         self.special_ids = torch.tensor(sorted(tokenizer.all_special_ids))
@@ -101,11 +106,13 @@ class Auxiliary:
         for rows, logits in self.predictions(batch):
             yield rows, logits.float().index_fill(-1, self.special_ids, -torch.inf)
 
+    @torch.no_grad()
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position, drawn from softmax(logits / temperature)."""
         each = uniforms(batch, self.seed)
+        value = torch.full((), temperature, dtype=torch.float64, device=each.device)
         parts = self.predictions(batch)
-        return torch.cat([sample(logits, temperature, each[rows], self.special_ids) for rows, logits in parts])
+        return torch.cat([self._sample(logits, value, each[rows], self.special_ids) for rows, logits in parts])
 
     def accuracy(self, batches: Batches, num_rows: int, device: torch.device) -> tuple[float, float, int]:
         """On `num_rows` held-out rows, of all corpora: share of masked tokens predicted, of the most frequent one, and

@@ -2,10 +2,10 @@
 
 `plain` is DeepSpeed-Inference's engine around the stock model, and every other is held against it on rows of the
 corpus: the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of
-the tokens that were there. `compiled` is the plain engine through torch.compile, `injected` DeepSpeed's own kernels
-(injection.py). One that cannot be built, or disagrees, is left out, and the run says why. On a CPU `auto` means
-`plain`: kernels are for GPUs alone, and compiling takes longer there than a start may. Engines round differently, so
-that a resumed run takes the engine that it began with.
+the tokens that were there. `compiled` is the plain engine through torch.compile, and the drawing of samples with it;
+`injected` DeepSpeed's own kernels (injection.py). One that cannot be built, or disagrees, is left out, and the run says
+why. On a CPU `auto` means `plain`: kernels are for GPUs alone, and compiling takes longer there than a start may.
+Engines round differently, so that a resumed run takes the engine that it began with.
 
 `injected` is untested on GPU, and a kernel that reads where it must not ends the process that tries it: `auto` leaves
 it out until it has been seen to run.

@@ -282,7 +282,7 @@ def open_auxiliary(
             model.set_attn_implementation(FLEX)
     module, mask_id = auxiliary.MaskedLM(model), cast(int, tokenizer.mask_token_id)
     choice = auxiliary_engine.for_run(module, batches, mask_id, config, dtype)
-    frozen = auxiliary.Auxiliary(choice.engine, tokenizer, config.seed)
+    frozen = auxiliary.Auxiliary(choice.engine, tokenizer, config.seed, choice.name == "compiled")
     rows = min(GATE_ROWS, batches.num_held_out)
     accuracy, most_frequent, total = frozen.accuracy(batches, rows, parallel.device())
     if config.auxiliary_gate:

@@ -21,8 +21,11 @@ CHUNK_MIB = {"cpu": 4}
 _CHUNK_MIB = 256
 
 
-def sample(logits: Tensor, temperature: float, numbers: Tensor, never: Tensor) -> Tensor:
-    """A word (...) for each position of `logits` (..., V) at `numbers` (...) in (0, 1); `never` (K,) are left out."""
+def sample(logits: Tensor, temperature: float | Tensor, numbers: Tensor, never: Tensor) -> Tensor:
+    """A word (...) for each position of `logits` (..., V) at `numbers` (...) in (0, 1); `never` (K,) are left out.
+
+    A `temperature` that changes is a float64 (), of which a compiler makes one graph.
+    """
     flat, numbers_flat = logits.detach().flatten(0, -2), numbers.flatten()
     words = [_inverse(flat[rows], temperature, numbers_flat[rows], never) for rows in _chunks(flat)]
     return torch.cat(words).view(numbers.shape)
@@ -43,7 +46,7 @@ def _chunks(logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
-def _inverse(logits: Tensor, temperature: float, numbers: Tensor, never: Tensor) -> Tensor:
+def _inverse(logits: Tensor, temperature: float | Tensor, numbers: Tensor, never: Tensor) -> Tensor:
     """The words (R,) of a chunk of logits (R, V)."""
     num_rows, vocab_size = logits.shape
     weight = logits.to(torch.float32, copy=True).index_fill_(1, never, -torch.inf)

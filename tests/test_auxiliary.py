@@ -1,11 +1,13 @@
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -99,6 +101,21 @@ def test_a_rows_samples_do_not_depend_on_its_batch_or_the_chunks(tiny_tokenizer,
     monkeypatch.setattr(auxiliary, "LOGITS_BUDGET_MIB", 1e-6)
     assert torch.equal(whole, parts)
     assert torch.equal(whole, frozen.sample(batch, 1.5))
+
+
+def test_compiled_samples_are_the_same_and_one_graph_serves_all_temperatures(tiny_tokenizer, batch, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    model = MaskedLM(AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)).eval())
+    plain, compiled = (Auxiliary(model, tiny_tokenizer, 0, how) for how in (False, True))
+    torch._dynamo.reset()
+    counters.clear()
+    drawn = [plain.sample(batch, value) for value in (2.0, 1.3, 0.1)]
+    assert not counters["stats"]["unique_graphs"]
+    for value, words in zip((2.0, 1.3, 0.1), drawn, strict=True):
+        assert torch.equal(compiled.sample(batch, value), words)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def test_float32_logits_stay_within_the_budget(tiny_tokenizer, batch, monkeypatch):

@@ -3,7 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from unittest.mock import patch
 
 import deepspeed
@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TINY, launch, metrics
 from torch._dynamo.utils import counters
+from transformers import BertConfig, BertForMaskedLM
 
 from fast_electra import parallel, pretrain, recipes, setup_run
 from fast_electra.progress import Progress
@@ -24,7 +25,7 @@ def quick_backend(monkeypatch):
     monkeypatch.setattr(deepspeed.DeepSpeedEngine, "compile", quick)
 
 
-def make_run(output, corpus, stage=1, objective="random", num_layers=2, **of_run):
+def make_run(output, corpus, stage=1, objective="random", num_layers=2, auxiliary=None, **of_run):
     """A run of six updates of two micro-batches of 4 rows; the 10 held-out rows do not fill their last one."""
     parallel.start()
     demo = recipes.get("demo")
@@ -37,6 +38,8 @@ def make_run(output, corpus, stage=1, objective="random", num_layers=2, **of_run
         encoder=replace(demo.encoder, num_layers=num_layers, hidden_size=32, num_heads=2, intermediate_size=48),
         data=replace(demo.data, sequence_length=32, held_out_rows=10),
         run=replace(demo.run, **{**rhythm, "dtype": "float32", "hang_minutes": 0, "compile": True, **of_run}),
+        initial_weights="",
+        **({"auxiliary": str(auxiliary), "auxiliary_engine": "compiled", "auxiliary_gate": False} if auxiliary else {}),
     )
     output.mkdir()
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})  # splits all weights
@@ -93,6 +96,19 @@ def test_nothing_is_compiled_after_the_first_update_and_evaluation(
     assert compiled_late(found) == 0, found
     trained = 2 if objective == "joint_decoupled" else 1
     assert (found[0][1], found[-1][1]) == (trained, 2 * trained), "a model is one graph, and one more for evaluation"
+
+
+def test_nothing_is_compiled_late_of_a_compiled_auxiliary_model_and_its_samples(
+    tiny_corpus, tiny_tokenizer, tmp_path, quick_backend, monkeypatch
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    masked_lm = BertForMaskedLM(BertConfig(vocab_size=len(tiny_tokenizer), max_position_embeddings=64, **shape))
+    for each in (masked_lm, tiny_tokenizer):
+        each.save_pretrained(tmp_path / "lm")
+    found = graphs_by_moment(make_run(tmp_path / "run", tiny_corpus, objective="frozen", auxiliary=tmp_path / "lm"))
+    assert compiled_late(found) == 0, found
+    assert (found[0][1], found[-1][1]) == (3, 4), "the auxiliary model, its samples and the model; that for evaluation"
 
 
 def test_rows_that_do_not_fill_a_micro_batch_would_be_a_graph_of_their_own(
