@@ -129,7 +129,7 @@ def train(run: Run, progress: Progress) -> bool:
     end = min(config.run.steps, config.run.stop_at_step or config.run.steps)
     foresee = run.objective.foresee if isinstance(run.objective, Replay) else None
     ahead = prefetch(run.batches, spans(run), parallel.device().type == "cuda", foresee)
-    vote, preempted = StopVote(patience_minutes(config.run.hang_minutes)), False
+    vote, preempted, saved = StopVote(patience_minutes(config.run.hang_minutes)), False, run.position
     forget_start_up()
     progress.watchdog.begin("starting to train", LONG)
     with closing(ahead) as batches:  # its threads end with the loop, however that ends
@@ -144,14 +144,17 @@ def train(run: Run, progress: Progress) -> bool:
             progress.bar.update()
             preempted = vote.ask(preemption.requested())
             ended = preempted or run.position.step == end
+            due = ended or run.position.step % config.run.save_every == 0
             if ended or run.position.step % config.run.log_every == 0:
                 progress.log_step()
+                due = due or is_overdue(run, saved)
             with progress.paused():
                 if run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0:
                     progress.write({"step": run.position.step, "held_out": evaluate(run)})
-                if ended or run.position.step % config.run.save_every == 0:
+                if due:
                     progress.health.require_sound_weights()
                     save(run)
+                    saved = run.position
     progress.bar.close()
     return vote.close() or preempted
 
@@ -222,10 +225,16 @@ def grammar_accuracy(run: Run) -> dict[str, float]:
     return {"blimp": found["accuracy"]} | {f"blimp_{name}": value for name, value in found["fields"].items()}
 
 
+def is_overdue(run: Run, saved: Position) -> bool:
+    """Whether `run.save_minutes` of training have passed since `saved`, by the first process's clock on all of them."""
+    minutes = run.config.run.save_minutes
+    return minutes > 0 and bool(parallel.from_rank_zero(run.position.seconds - saved.seconds >= 60 * minutes))
+
+
 def save(run: Run) -> None:
     """A checkpoint of where the run is."""
     folder = Path(run.config.output) / "checkpoints"
-    keep = checkpoint.Keep(run.config.run.keep_checkpoints, run.config.run.keep_every)
+    keep = checkpoint.Keep(run.config.run.keep_checkpoints, run.config.run.keeps_every)
     try:
         checkpoint.save(run.engine, folder, run.position, keep, run.generator)
     except (OSError, RuntimeError) as error:  # torch tells of a disk that failed by a RuntimeError

@@ -34,11 +34,12 @@ class RunConfig:
     """Length, batch and rhythm. `batch_rows` is global; `micro_batch_rows` is what one process takes at a time.
 
     Numbers are logged, held-out rows evaluated and checkpoints saved every so many steps (`log_every`,
-    `evaluate_every`, `save_every`). The last `keep_checkpoints` stay, and those at multiples of `keep_every` steps (0:
-    none). `stop_at_step` ends a start early, saved (0: no). `dtype` is bfloat16, float32, or auto: bfloat16 where the
-    hardware multiplies it. `compile` sends the model through torch.compile. `activation_checkpointing` keeps a layer's
-    input alone and computes the rest again in backward: memory for time. `blimp`, a folder of BLiMP files, adds its
-    accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
+    `evaluate_every`, `save_every`). Where `save_minutes` of training have passed since the last checkpoint, one is made
+    at the next step that is logged (0: never). The last `keep_checkpoints` stay, and of those at `save_every` the ones
+    at multiples of `keep_every` steps (0: none). `stop_at_step` ends a start early, saved (0: no). `dtype` is bfloat16,
+    float32, or auto: bfloat16 where the hardware multiplies it. `compile` sends the model through torch.compile.
+    `activation_checkpointing` keeps a layer's input alone and computes the rest again in backward: memory for time.
+    `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
 
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
     to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
@@ -52,6 +53,7 @@ class RunConfig:
     log_every: int = 100
     evaluate_every: int = 5_000
     save_every: int = 5_000
+    save_minutes: float = 20.0
     keep_checkpoints: int = 2
     keep_every: int = 0
     compile: bool = False
@@ -72,11 +74,17 @@ class RunConfig:
         require_each("run", self, counts, lambda count: count >= 1, "give a whole number of at least 1")
         require(self.dtype in DTYPES, "run.dtype", self.dtype, f"choose one of {DTYPES}")
         require(self.on_nan in ("stop", "skip"), "run.on_nan", self.on_nan, "choose stop or skip")
-        limits = ("max_skipped", "floor_patience", "spike_deviations", "hang_minutes", "keep_every", "blimp_pairs")
+        minutes = ("hang_minutes", "save_minutes")
+        limits = (*minutes, "max_skipped", "floor_patience", "spike_deviations", "keep_every", "blimp_pairs")
         require_each("run", self, limits, lambda limit: limit >= 0, "give 0 or more")
 
     @property
+    def keeps_every(self) -> int:
+        """Every how many steps a checkpoint stays for good, 0 when none does."""
+        return math.lcm(self.keep_every, self.save_every)
+
+    @property
     def most_checkpoints(self) -> int:
-        """How many checkpoints a run leaves; of the steps at multiples of `keep_every` some are not saved."""
-        forever = self.steps // math.lcm(self.keep_every, self.save_every) if self.keep_every else 0
+        """How many checkpoints a run leaves."""
+        forever = self.steps // self.keeps_every if self.keeps_every else 0
         return self.keep_checkpoints + forever

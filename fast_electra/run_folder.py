@@ -45,6 +45,7 @@ _FREE = {
     "run.micro_batch_rows",
     "run.on_nan",
     "run.save_every",
+    "run.save_minutes",
     "run.spike_deviations",
     "run.stop_at_step",
 }

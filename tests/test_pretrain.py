@@ -128,6 +128,17 @@ def test_stop_and_resume_equals_never_stopped_bit_for_bit(reference, tiny_corpus
     assert losses(output) == losses(reference)
 
 
+def test_a_step_is_saved_too_when_minutes_have_passed_and_does_not_stay_for_good(tiny_corpus, tmp_path):
+    rhythm = ["log_every=3", "save_every=4", "keep_every=1", "keep_checkpoints=3"]
+    saved = []
+    for minutes in ("1e-9", "1000", "0"):
+        output = tmp_path / minutes
+        given = [f"--run.{each}" for each in (*rhythm, f"save_minutes={minutes}")]
+        launch(*TINY, "--objective=random", f"--corpus={tiny_corpus}", f"--output={output}", *given, num_processes=2)
+        saved.append(sorted(int(each.name[-8:]) for each in (output / "checkpoints").glob("step-*")))
+    assert saved == [[4, 6, 8], [4, 8], [4, 8]]
+
+
 def test_a_finished_run_says_so(reference, tiny_corpus, auxiliary):
     again = run(reference, tiny_corpus, auxiliary, num_processes=2)
     assert "was already done; nothing was run" in again.stdout
