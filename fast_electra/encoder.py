@@ -131,7 +131,8 @@ def positions_available(config: PreTrainedConfig) -> int:
     RoBERTa and its kin (CamemBERT, MPNet, XLM-R ...) number positions from that of their padding on, which the model's
     embeddings tell and its config does not.
     """
-    positions = int(getattr(config, "max_position_embeddings", 0) or 10**9)
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    positions = positions if positions > 0 else 10**9  # XLNet says -1
     with torch.device("meta"):
         modules = AutoModel.from_config(config).named_modules()
     padded = (getattr(module, "padding_idx", None) for name, module in modules if name.endswith("position_embeddings"))

@@ -28,8 +28,9 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks, tokenizer
+from fast_electra.divergence import DivergedError
 from fast_electra.require import require
-from fast_electra.run_folder import flatten, write_json
+from fast_electra.run_folder import environment, flatten, write_json
 
 _MANY_EPOCHS = ("RTE", "STS-B")
 _LEAST_SQUAD_ROW = 16
@@ -97,10 +98,13 @@ class Job:
         (task,) = tasks.names(task)
         config = task_head.load_config(model)
         usual = 512 if task in tasks.squad.TASKS else 128
+        task_head.require_class(model, config, answers=task in tasks.squad.TASKS)
         self.tokenizer = task_head.load_tokenizer(model, config)
         length = task_head.longest_row(model, config, settings.max_length, usual, self.tokenizer.model_max_length)
         short = task in tasks.squad.TASKS and length < _LEAST_SQUAD_ROW
         require(not short, "max_length", length, f"{task} needs room for question and text; give {_LEAST_SQUAD_ROW}")
+        if task in tasks.squad.TASKS and self.tokenizer("a", "b")["input_ids"][0] != self.tokenizer.cls_token_id:
+            raise ValueError(f"model = {model!r}: its rows do not begin with [CLS], by which {task} says 'no answer'")
         self.model, self.name = model, task
         self.padding = task_head.padding(config, length)
         self.settings = settings.resolved(task, int(config.hidden_size), length)
@@ -119,7 +123,7 @@ class Job:
 
         With an `output` folder the result is written to TASK/seed-N.json there, whole or not at all, and test
         predictions to predictions/seed-N/. A result that is there already is returned as it is. Raises ValueError if
-        it is of another model, other data or settings, or if training diverges.
+        it is of another model, other data or settings, DivergedError if training diverges.
         """
         place = Path(output) / self.name / f"seed-{seed}.json" if output is not None else None
         if place is not None and place.exists():
@@ -152,6 +156,7 @@ class Job:
             "seconds_evaluating": time.perf_counter() - started,
             "model": self.model,
             "identity": self.identity,
+            "environment": environment(),
         }
         if place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +184,7 @@ class Job:
         arguments = TrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=chosen.batch_rows,
-            per_device_eval_batch_size=64,
+            per_device_eval_batch_size=min(64, 2 * chosen.batch_rows),
             num_train_epochs=chosen.epochs,
             learning_rate=chosen.learning_rate,
             lr_scheduler_type="linear",
@@ -248,7 +253,7 @@ def _predict(trainer: Trainer, rows: list[dict[str, Any]], title: str) -> Any:
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
     outputs = trainer.predict([rows[index] for index in order]).predictions  # type: ignore[arg-type]
     if not all(np.isfinite(part).all() for part in (outputs if isinstance(outputs, tuple) else (outputs,))):
-        raise ValueError(
+        raise DivergedError(
             f"{title}: some outputs of the model are no numbers, so training diverged at learning_rate = "
             f"{trainer.args.learning_rate:g}; give a lower one"
         )

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from fast_electra import failure, json_file, run_state, scores, task_head, tasks
+from fast_electra import failure, json_file, run_state, scores, task_head, tasks, tokenizer
 from fast_electra.finetune import Job, Settings, progress_bar
-from fast_electra.run_folder import environment, write_json
+from fast_electra.run_folder import write_json
 
 
 def finetune_all(
@@ -28,14 +28,19 @@ def finetune_all(
             "folder a task, SQuAD's beside them or in squad/), leave these tasks out, or pass --data hub"
         )
     present = [name for name in names if name not in missing]
-    weights = task_head.identity(model, task_head.load_config(model))
-    earlier = _earlier(Path(output), weights)
+    config = task_head.load_config(model)
+    weights = task_head.identity(model, config)
+    tokenizer_of_it = tokenizer.fingerprint(task_head.load_tokenizer(model, config))
+    ours = {"weights": weights, "model": task_head.settings_hash(model), "tokenizer": tokenizer_of_it}
+    earlier = _earlier(Path(output), ours)
     Path(output).mkdir(parents=True, exist_ok=True)
     run_state.take(output)
     with failure.noted(output, failure.FINETUNING):
         runs = earlier | {
             name: {seed: run for seed, run in earlier.get(name, {}).items() if seed <= num_seeds} for name in present
         }
+        for name in present[1:]:  # what is wrong with a later task is told before hours of the earlier ones
+            Job(model, name, data, settings or Settings())
         bar = progress_bar("all runs", len(present) * num_seeds, "run")
         for name in present:
             job = Job(model, name, data, settings or Settings())
@@ -50,20 +55,25 @@ def finetune_all(
     return results
 
 
-def _earlier(output: Path, weights: str) -> dict[str, dict[int, dict[str, Any]]]:
+def _earlier(output: Path, ours: dict[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
     """The runs that earlier starts left in `output`, by task and seed.
 
-    Raises ValueError where they are of another model.
+    Raises ValueError where they are of another model than `ours` tells.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for name in tasks.NAMES:
         for place in sorted((output / name).glob("seed-*.json")):
             run = json_file.read(place, "Remove it, and the same command runs this seed again")
-            theirs = run.get("identity", {}).get("weights")
-            if theirs != weights:
+            theirs = {"weights": None} | run.get("identity", {})  # older results do not tell the others
+            differing = [
+                f"{name} {theirs[name]} there, {value} now"
+                for name, value in ours.items()
+                if name in theirs and theirs[name] != value
+            ]
+            if differing:
                 raise ValueError(
-                    f"{str(place)!r} is a result of another model (weights {theirs} there, {weights} now): name a new "
-                    "folder with --output"
+                    f"{str(place)!r} is a result of another model ({'; '.join(differing)}): name a new folder with "
+                    "--output"
                 )
             found.setdefault(name, {})[int(run["seed"])] = run
     return found
@@ -71,15 +81,18 @@ def _earlier(output: Path, weights: str) -> dict[str, dict[int, dict[str, Any]]]
 
 def _results(model: str, weights: str, runs: dict[str, list[dict[str, Any]]], missing: list[str]) -> dict[str, Any]:
     found = {name: scores.over_seeds(one) for name, one in runs.items()}
+    averaged = [one for name, one in runs.items() if name in scores.AVERAGED]
+    alike = len({run["identity"]["settings"]["max_train_rows"] for one in averaged for run in one}) == 1
+    environments = [run.get("environment") for one in runs.values() for run in one]
     return {
         "model": model,
         "weights": weights,
-        "glue_average": scores.glue_average(found),
+        "glue_average": scores.glue_average(found) if alike else None,
         "tasks": found,
         "settings": {name: one[0]["identity"]["settings"] for name, one in runs.items()},
         "seconds": {
             name: sum(run["seconds_training"] + run["seconds_evaluating"] for run in one) for name, one in runs.items()
         },
         "without_data": missing,
-        "environment": environment(),
+        "environments": [each for at, each in enumerate(environments) if each not in environments[:at]],
     }

@@ -102,13 +102,12 @@ def glue_average(tasks: dict[str, dict[str, Any]]) -> float | None:
     return statistics.mean(tasks[name]["score"]["median"] for name in AVERAGED)
 
 
-def table(tasks: dict[str, dict[str, Any]]) -> str:
-    """Medians and ranges for a person to read."""
+def table(tasks: dict[str, dict[str, Any]], average: float | None) -> str:
+    """Medians and ranges for a person to read, GLUE's average below if there is one."""
     lines = [f"{'task':<11}{'measure':<15}{'median':>8}   {'range':<16}seeds"]
     for task, measures in tasks.items():
         for name, found in measures.items():
             if name != "score":
                 spread = f"{found['min']:.2f} to {found['max']:.2f}"
                 lines.append(f"{task:<11}{name:<15}{found['median']:>8.2f}   {spread:<16}{len(found['seeds'])}")
-    average = glue_average(tasks)
     return "\n".join(lines) + ("" if average is None else f"\nGLUE, mean of eight tasks' medians: {average:.2f}")

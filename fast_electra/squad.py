@@ -155,7 +155,7 @@ def _shortened(question: str, tokenizer: PreTrainedTokenizerBase, max_tokens: in
 
 def _answer_tokens(one: Question, characters: list[tuple[int, int] | None]) -> tuple[int, int] | None:
     """The first and last token of the answer, when the window holds it whole."""
-    if not one.answers:
+    if not one.answers or not one.answers[0][0]:
         return None
     (text, first), inside = one.answers[0], [index for index, span in enumerate(characters) if span is not None]
     last = first + len(text)

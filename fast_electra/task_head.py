@@ -20,6 +20,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from fast_electra import tokenizer
 from fast_electra.encoder import PLAIN_ATTENTION_TOKENS, positions_available
@@ -61,7 +65,18 @@ def load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
             f"model = {path!r} has embeddings for {config.vocab_size:,} entries and a tokenizer of {len(found):,}: "
             "save the model's own tokenizer beside it"
         )
+    found.padding_side = "right"  # places in a row are counted from its first token
     return found
+
+
+def require_class(path: str, config: PreTrainedConfig, answers: bool) -> None:
+    """Raise ValueError unless transformers has a class for this kind of encoder: one that marks answers, or labels."""
+    known: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
+    if not answers:
+        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if config.model_type not in known:
+        what = "question answering: leave SQuAD out of --tasks" if answers else "text classification"
+        raise ValueError(f"model = {path!r}: transformers has no class of a {config.model_type!r} for {what}")
 
 
 def settings_hash(path: str) -> str:

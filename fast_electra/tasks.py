@@ -20,6 +20,9 @@ from fast_electra import glue, scores, squad
 HUB = "hub"  # in place of a folder
 NAMES = (*glue.TASKS, *squad.TASKS)
 
+# Texts tokenised together: of all at once, the memory of what is not asked for stays for good.
+_CHUNK = 1000
+
 # Rows of tokens to the model's outputs in the same order: logits (rows, labels), or those of start and end (rows, T).
 Predict = Callable[[list[dict[str, Any]], str], Any]
 
@@ -71,9 +74,13 @@ class GlueTask:
         return {name + suffix: value for name, value in scores.glue_metrics(names, outputs, labels).items()}
 
     def _rows(self, examples: list[glue.Example]) -> list[dict[str, Any]]:
-        texts = [list(column) for column in zip(*(one.texts for one in examples), strict=True)]
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        rows: list[dict[str, Any]] = []
+        for first in range(0, len(examples), _CHUNK):
+            chunk = examples[first : first + _CHUNK]
+            texts = [list(column) for column in zip(*(one.texts for one in chunk), strict=True)]
+            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+            rows += [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        return rows
 
 
 class SquadTask:

@@ -66,7 +66,7 @@ def main() -> int:
             results = finetune_runs.finetune_all(**options)
     except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
         return failure.tell(error, failure.FINETUNING)
-    print(scores.table(results["tasks"]))
+    print(scores.table(results["tasks"], results["glue_average"]))
     if results["without_data"]:
         print(f"no data for {', '.join(results['without_data'])}")
     print(f"all of it: {options['output']}/results.json")

@@ -28,7 +28,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from fast_electra import finetune_runs, glue, run_state, squad, task_head
+from fast_electra import finetune_runs, glue, run_folder, run_state, scores, squad, task_head, tasks
+from fast_electra.divergence import DivergedError
 from fast_electra.finetune import Job, Settings, finetune
 
 ROOT = Path(__file__).parent.parent
@@ -192,6 +193,29 @@ def test_all_takes_what_the_folder_has_and_names_the_rest(encoders, tmp_path):
     )
     assert set(results["tasks"]) == {"RTE", "SQuAD-1.1"}
     assert len(results["without_data"]) == len(glue.TASKS) - 1 + 1 and "SQuAD-2.0" in results["without_data"]
+    assert results["environments"] == [run_folder.environment()]
+
+
+def test_what_is_wrong_with_a_later_task_is_told_before_the_first_is_trained(encoders, tmp_path):
+    for name in ("CoLA", "RTE"):
+        write_task(tmp_path / "data", name)
+    (tmp_path / "data" / "RTE" / "dev.tsv").unlink()
+    with pytest.raises(ValueError, match=r"RTE/dev\.tsv"):
+        finetune_runs.finetune_all(
+            encoders["modernbert"], "CoLA,RTE", 1, str(tmp_path / "data"), str(tmp_path / "out"), ONE_STEP
+        )
+    assert not (tmp_path / "out" / "CoLA").exists()
+
+
+def test_tasks_that_were_given_unlike_numbers_of_rows_have_no_average():
+    def one(most):
+        run = {"seed": 1, "score": 50.0, "metrics": {}, "seconds_training": 1, "seconds_evaluating": 1}
+        return run | {"identity": {"settings": {"max_train_rows": most}}}
+
+    alike = {name: [one(None)] for name in scores.AVERAGED}
+    assert finetune_runs._results("m", "w", alike, [])["glue_average"] == 50
+    assert finetune_runs._results("m", "w", alike | {"RTE": [one(2000)]}, [])["glue_average"] is None
+    assert finetune_runs._results("m", "w", alike | {"SQuAD-1.1": [one(2000)]}, [])["glue_average"] == 50
 
 
 def test_a_later_start_with_other_tasks_keeps_the_earlier_ones_and_takes_no_other_model(encoders, files, tmp_path):
@@ -202,6 +226,11 @@ def test_a_later_start_with_other_tasks_keeps_the_earlier_ones_and_takes_no_othe
     assert both["tasks"]["CoLA"] == first["tasks"]["CoLA"]
     with pytest.raises(ValueError, match=r"CoLA/seed-1\.json' is a result of another model .*name a new folder"):
         finetune_runs.finetune_all(encoders["electra"], "RTE", 1, files, out, ONE_STEP)
+    changed = shutil.copytree(model, tmp_path / "changed")
+    settings = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(settings | {"mlp_dropout": 0.5}))
+    with pytest.raises(ValueError, match=r"is a result of another model \(model "):
+        finetune_runs.finetune_all(str(changed), "RTE", 1, files, out, ONE_STEP)
     assert not (tmp_path / "out" / "RTE").exists()
 
 
@@ -270,9 +299,36 @@ def test_rows_are_not_padded_past_the_last_position(encoders, files, tmp_path):
     )
 
 
+def test_rows_tokenised_in_parts_are_those_of_the_whole(encoders, files, monkeypatch):
+    job = Job(encoders["modernbert"], "RTE", files, ONE_STEP)
+    whole = job.task.train_rows
+    monkeypatch.setattr(tasks, "_CHUNK", 7)
+    del job.task.train_rows
+    assert len(whole) > 7 and job.task.train_rows == whole
+
+
+def test_evaluation_takes_no_more_memory_than_training_was_given(encoders, files, tmp_path):
+    for rows, evaluated in ((4, 8), (32, 64), (128, 64)):
+        job = Job(encoders["modernbert"], "RTE", files, replace(ONE_STEP, batch_rows=rows))
+        model = task_head.load(encoders["modernbert"], 2, 32, 1)
+        assert job._trainer(model, 1, str(tmp_path), "").args.per_device_eval_batch_size == evaluated
+
+
+def test_places_in_a_row_are_counted_from_its_first_token_or_refused(encoders, files, tmp_path):
+    model = shutil.copytree(encoders["electra"], tmp_path / "model")
+    words = AutoTokenizer.from_pretrained(model)
+    words.padding_side = "left"
+    words.save_pretrained(model)
+    assert Job(str(model), "SQuAD-1.1", files, ONE_STEP).tokenizer.padding_side == "right"
+    words.cls_token = words.convert_ids_to_tokens(9)
+    words.save_pretrained(model)
+    with pytest.raises(ValueError, match=r"do not begin with \[CLS\], by which SQuAD-1.1 says 'no answer'"):
+        Job(str(model), "SQuAD-1.1", files, ONE_STEP)
+
+
 def test_a_loss_that_diverges_is_an_error_and_no_result(encoders, files, tmp_path):
     wild = Settings(learning_rate=1e20, layer_decay=1.0, epochs=1, warmup_ratio=0.0, bf16=False)
-    with pytest.raises(ValueError, match=r"diverged at learning_rate = 1e\+20; give a lower one"):
+    with pytest.raises(DivergedError, match=r"diverged at learning_rate = 1e\+20; give a lower one"):
         finetune(encoders["modernbert"], "STS-B", 1, files, str(tmp_path), wild)
     assert not list(tmp_path.rglob("*.json"))
 

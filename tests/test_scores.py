@@ -68,6 +68,6 @@ def test_medians_and_ranges_are_over_all_seeds():
     tasks = {name: scores.over_seeds(runs) for name in scores.AVERAGED}
     assert scores.glue_average(tasks) == 6.0
     assert scores.glue_average({name: one for name, one in tasks.items() if name != "QQP"}) is None
-    page = scores.table(tasks)
+    page = scores.table(tasks, 6.0)
     assert "CoLA       accuracy           6.00   5.00 to 9.00    3" in page and page.endswith("medians: 6.00")
     json.dumps(tasks)

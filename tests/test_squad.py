@@ -53,6 +53,13 @@ def test_the_tokens_that_training_points_at_are_the_answer(tiny_tokenizer):
         assert all(row["end_positions"] == 0 for row in rows if row["start_positions"] == 0)
 
 
+def test_an_answer_without_text_is_none(tiny_tokenizer):
+    for at in (-1, 0, 2):
+        one = questions()[0]._replace(answers=(("", at),))
+        rows = squad.windows([one], tiny_tokenizer, 96, training=True).rows
+        assert {(row["start_positions"], row["end_positions"]) for row in rows} == {(0, 0)}
+
+
 def test_the_best_span_of_all_windows_is_the_answer(tiny_tokenizer):
     several = questions()
     made = squad.windows(several, tiny_tokenizer, 96, training=False)

@@ -9,11 +9,13 @@ from task_files import export
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    CTRLConfig,
     DistilBertConfig,
     DistilBertModel,
     ElectraForMaskedLM,
     RobertaConfig,
     T5Config,
+    XLNetConfig,
 )
 
 from fast_electra import task_head
@@ -99,6 +101,19 @@ def test_rows_are_no_longer_than_the_model_has_positions():
         task_head.longest_row("m", config, 65, 128, 512)
     assert task_head.longest_row("m", BertConfig(), None, 128, 512) == 128
     assert task_head.longest_row("m", DistilBertConfig(), None, 512, 512) == 512
+
+
+def test_a_model_that_counts_no_positions_takes_rows_of_any_length():
+    config = XLNetConfig(vocab_size=30, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    assert config.max_position_embeddings == -1
+    assert task_head.longest_row("m", config, None, 128, 10**30) == 128
+
+
+def test_a_kind_that_transformers_has_no_class_of_is_refused():
+    config = CTRLConfig()
+    task_head.require_class("m", config, answers=False)
+    with pytest.raises(ValueError, match=r"model = 'm': transformers has no class of a 'ctrl' for question answ"):
+        task_head.require_class("m", config, answers=True)
 
 
 def test_dropout_is_the_models_own_unless_given(tmp_path):
