@@ -38,8 +38,8 @@ class WayOut(NamedTuple):
 GOES_ON = "the same command goes on from the last checkpoint"
 TRAINING = WayOut(
     GOES_ON,
-    "lower run.micro_batch_rows or add --run.activation_checkpointing true, which change no result, or shard or "
-    "offload more (ds_configs/)",
+    "lower run.micro_batch_rows or add --run.activation_checkpointing true, which change results by rounding at most, "
+    "or shard or offload more (ds_configs/)",
 )
 PRECOMPUTING = WayOut("the same command goes on with the shards that are not done", "free some")
 PREPARING = WayOut("nothing was left behind, the same command begins anew", "give fewer --workers")
