@@ -86,6 +86,8 @@ def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_al
     }
     for name, config in configs.items():
         assert config.seed == 1
+        begins = "auxiliary" if "warm" in name or name == "frozen_embeddings" else ""
+        assert arms.ARMS[name].begins or config.initial_weights == begins
         if arms.ARMS[name].group == "main":
             assert config.encoder == configs["frozen"].encoder
             assert (config.run, config.optimizer, config.data) == tuple(
