@@ -42,7 +42,6 @@ class Scale:
         """What all arms of this scale share, as launchers/pretrain.py takes it."""
         return {
             "recipe": "demo",
-            "initial_weights": "",  # the recipe's own is not the method as published
             "data.sequence_length": self.length,
             "data.held_out_rows": self.held_out_rows,
             "encoder.hidden_size": self.width,

@@ -39,6 +39,7 @@ FORMULA = (
 )
 GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
+_NEW_WEIGHTS = ("initial_weights", "")
 # In a run folder: the code that trained it, which is not always the code that judges it.
 _TRAINED = "trained.json"
 
@@ -87,6 +88,7 @@ def settings(study: Study, arm: Arm, seed: int) -> list[str]:
         chosen["initial_weights"] = study.masked_lm(arm.begins) / "export"
     if arm.objective == "replay":
         chosen["replacements"] = study.run("paths", seed)
+    chosen.setdefault(*_NEW_WEIGHTS)  # not as the recipe would: it begins with its auxiliary model's
     return [f"--{name}={value}" for name, value in chosen.items()]
 
 
@@ -171,7 +173,9 @@ def _scored(study: Study, arm: Arm, run: Path) -> bool:
 def _identity(study: Study, arm: Arm, seed: int) -> Row:
     """What tells a row from others."""
     named = {"arm": arm.name, "group": arm.group, "objective": arm.objective, "seed": seed, "scale": study.scale_name}
-    return {"kind": "quality", **named, "recipe": " ".join(settings(study, arm, seed))}
+    new = "--{}={}".format(*_NEW_WEIGHTS)  # of which rows say nothing
+    recipe = " ".join(each for each in settings(study, arm, seed) if each != new)
+    return {"kind": "quality", **named, "recipe": recipe}
 
 
 def diverged(study: Study, arm: Arm, seed: int, message: str) -> Row:
