@@ -173,9 +173,13 @@ def _scored(study: Study, arm: Arm, run: Path) -> bool:
 def _identity(study: Study, arm: Arm, seed: int) -> Row:
     """What tells a row from others."""
     named = {"arm": arm.name, "group": arm.group, "objective": arm.objective, "seed": seed, "scale": study.scale_name}
-    new = "--{}={}".format(*_NEW_WEIGHTS)  # of which rows say nothing
-    recipe = " ".join(each for each in settings(study, arm, seed) if each != new)
-    return {"kind": "quality", **named, "recipe": recipe}
+    return {"kind": "quality", **named, "recipe": _recipe(study, arm, seed)}
+
+
+def _recipe(study: Study, arm: Arm, seed: int) -> str:
+    """The settings as rows tell them, which say nothing of new weights."""
+    new = "--{}={}".format(*_NEW_WEIGHTS)
+    return " ".join(each for each in settings(study, arm, seed) if each != new)
 
 
 def diverged(study: Study, arm: Arm, seed: int, message: str) -> Row:
@@ -264,7 +268,7 @@ def outstanding(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (
     have = {(row["arm"], row["seed"], row["recipe"]): row for row in rows.select(found, "quality")}
     todo: list[tuple[Arm, int]] = []
     for arm, seed in arms.plan(only, seeds):
-        row = have.get((arm.name, seed, " ".join(settings(study, arm, seed))))
+        row = have.get((arm.name, seed, _recipe(study, arm, seed)))
         if row is None or ("diverged" not in row and _lacks(study, arm, seed, row)):
             todo.append((arm, seed))
     needed = {name for arm, _ in todo for name in requirements(arm)} - {(arm.name, seed) for arm, seed in todo}
