@@ -101,6 +101,15 @@ def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_al
     assert configs["auxiliary_half"].run.steps * 2 == arms.SCALES[scale].steps
 
 
+def test_the_committed_rows_are_of_the_arms_as_they_are():
+    """Else a study that goes on begins them all again."""
+    path = ROOT / "benchmarks" / "results" / "quality.jsonl"
+    study = quality.Study("4x128", "data/study", "", Path("runs/study"), path)
+    there = {(row["arm"], row["seed"]) for row in rows.read(path) if row["scale"] == study.scale_name}
+    asked = {(arm.name, seed) for arm, seed in quality.outstanding(study) if arm.group != "auxiliary"}
+    assert len(there) > 60 and not there & asked
+
+
 # The judge.
 
 
