@@ -39,7 +39,6 @@ FORMULA = (
 )
 GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
-_NEW_WEIGHTS = ("initial_weights", "")
 # In a run folder: the code that trained it, which is not always the code that judges it.
 _TRAINED = "trained.json"
 
@@ -88,7 +87,6 @@ def settings(study: Study, arm: Arm, seed: int) -> list[str]:
         chosen["initial_weights"] = study.masked_lm(arm.begins) / "export"
     if arm.objective == "replay":
         chosen["replacements"] = study.run("paths", seed)
-    chosen.setdefault(*_NEW_WEIGHTS)  # not as the recipe would: it begins with its auxiliary model's
     return [f"--{name}={value}" for name, value in chosen.items()]
 
 
@@ -96,7 +94,8 @@ def commands(study: Study, arm: Arm, seed: int) -> list[list[str]]:
     """The programs that make an arm: replacement paths where it replays them, the run, its scores."""
     here, run, judge = Path(sys.executable).parent, study.run(arm.name, seed), study.run(*arms.JUDGE)
     start = [str(here / "deepspeed"), "--num_gpus=1", f"--master_port={_free_port()}"]
-    chosen = settings(study, arm, seed)
+    # The recipe alone would begin with its auxiliary model's weights; what an arm says comes later and counts.
+    chosen = ["--initial_weights=", *settings(study, arm, seed)]
     made = []
     if arm.objective == "replay":
         own = ("--replacements=", "--objective=")
@@ -173,13 +172,7 @@ def _scored(study: Study, arm: Arm, run: Path) -> bool:
 def _identity(study: Study, arm: Arm, seed: int) -> Row:
     """What tells a row from others."""
     named = {"arm": arm.name, "group": arm.group, "objective": arm.objective, "seed": seed, "scale": study.scale_name}
-    return {"kind": "quality", **named, "recipe": _recipe(study, arm, seed)}
-
-
-def _recipe(study: Study, arm: Arm, seed: int) -> str:
-    """The settings as rows tell them, which say nothing of new weights."""
-    new = "--{}={}".format(*_NEW_WEIGHTS)
-    return " ".join(each for each in settings(study, arm, seed) if each != new)
+    return {"kind": "quality", **named, "recipe": " ".join(settings(study, arm, seed))}
 
 
 def diverged(study: Study, arm: Arm, seed: int, message: str) -> Row:
@@ -268,7 +261,7 @@ def outstanding(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (
     have = {(row["arm"], row["seed"], row["recipe"]): row for row in rows.select(found, "quality")}
     todo: list[tuple[Arm, int]] = []
     for arm, seed in arms.plan(only, seeds):
-        row = have.get((arm.name, seed, _recipe(study, arm, seed)))
+        row = have.get((arm.name, seed, " ".join(settings(study, arm, seed))))
         if row is None or ("diverged" not in row and _lacks(study, arm, seed, row)):
             todo.append((arm, seed))
     needed = {name for arm, _ in todo for name in requirements(arm)} - {(arm.name, seed) for arm, seed in todo}

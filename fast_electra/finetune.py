@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks, tokenizer
+from fast_electra import json_file, layer_decay, precision, scores, task_head, tasks
 from fast_electra.divergence import DivergedError
 from fast_electra.require import require
 from fast_electra.run_folder import environment, flatten, write_json
@@ -111,9 +111,7 @@ class Job:
         self.task = tasks.read(task, data, self.tokenizer, length)
         self.identity = {
             "task": task,
-            "weights": task_head.identity(model, config),
-            "model": task_head.settings_hash(model),
-            "tokenizer": tokenizer.fingerprint(self.tokenizer),
+            **task_head.fingerprints(model, config, self.tokenizer),
             "data": self.task.fingerprint,
             "settings": asdict(self.settings),
         }
@@ -164,14 +162,7 @@ class Job:
         return result
 
     def _refuse_other(self, before: dict[str, Any], place: Path) -> None:
-        there, now = flatten(before), flatten(self.identity)
-        unknown = {"model", "tokenizer"} - there.keys()  # older results do not tell
-        differing = [
-            f"{key}: {there.get(key)!r} there, {value!r} now"
-            for key, value in now.items()
-            if there.get(key) != value and key not in unknown
-        ]
-        if differing:
+        if differing := differences(before, self.identity):
             raise ValueError(
                 f"{str(place)!r} is a result of other inputs; name a new folder with --output, or start with the same:"
                 "\n  " + "\n  ".join(differing)
@@ -221,6 +212,17 @@ class Job:
         if most is None or most >= len(rows):
             return rows
         return [rows[index] for index in np.random.default_rng(0).permutation(len(rows))[:most]]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of an identity `now` an earlier result's does not equal; older ones do not tell model and tokenizer."""
+    there = flatten(before)
+    unknown = {"model", "tokenizer"} - there.keys()
+    return [
+        f"{key}: {there.get(key)!r} there, {value!r} now"
+        for key, value in flatten(now).items()
+        if there.get(key) != value and key not in unknown
+    ]
 
 
 class Bar(TrainerCallback):

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fast_electra import failure, json_file, run_state, scores, task_head, tasks, tokenizer
-from fast_electra.finetune import Job, Settings, progress_bar
+from fast_electra import failure, json_file, run_state, scores, task_head, tasks
+from fast_electra.finetune import Job, Settings, differences, progress_bar
 from fast_electra.run_folder import write_json
 
 
@@ -29,9 +29,7 @@ def finetune_all(
         )
     present = [name for name in names if name not in missing]
     config = task_head.load_config(model)
-    weights = task_head.identity(model, config)
-    tokenizer_of_it = tokenizer.fingerprint(task_head.load_tokenizer(model, config))
-    ours = {"weights": weights, "model": task_head.settings_hash(model), "tokenizer": tokenizer_of_it}
+    ours = task_head.fingerprints(model, config, task_head.load_tokenizer(model, config))
     earlier = _earlier(Path(output), ours)
     Path(output).mkdir(parents=True, exist_ok=True)
     run_state.take(output)
@@ -47,7 +45,7 @@ def finetune_all(
             for seed in range(1, num_seeds + 1):
                 runs[name][seed] = job.run(seed, output, f"{name} seed {seed} of {num_seeds}")
                 found = {key: [by_seed[each] for each in sorted(by_seed)] for key, by_seed in runs.items() if by_seed}
-                results = _results(model, weights, found, missing)
+                results = _results(model, ours["weights"], found, missing)
                 write_json(Path(output) / "results.json", results)
                 bar.update()
         bar.close()
@@ -64,13 +62,7 @@ def _earlier(output: Path, ours: dict[str, str]) -> dict[str, dict[int, dict[str
     for name in tasks.NAMES:
         for place in sorted((output / name).glob("seed-*.json")):
             run = json_file.read(place, "Remove it, and the same command runs this seed again")
-            theirs = {"weights": None} | run.get("identity", {})  # older results do not tell the others
-            differing = [
-                f"{name} {theirs[name]} there, {value} now"
-                for name, value in ours.items()
-                if name in theirs and theirs[name] != value
-            ]
-            if differing:
+            if differing := differences(run.get("identity", {}), ours):
                 raise ValueError(
                     f"{str(place)!r} is a result of another model ({'; '.join(differing)}): name a new folder with "
                     "--output"

@@ -71,10 +71,8 @@ def load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
 
 def require_class(path: str, config: PreTrainedConfig, answers: bool) -> None:
     """Raise ValueError unless transformers has a class for this kind of encoder: one that marks answers, or labels."""
-    known: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
-    if not answers:
-        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    if config.model_type not in known:
+    labels, spans = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
+    if config.model_type not in (spans if answers else labels):
         what = "question answering: leave SQuAD out of --tasks" if answers else "text classification"
         raise ValueError(f"model = {path!r}: transformers has no class of a {config.model_type!r} for {what}")
 
@@ -97,6 +95,12 @@ def identity(path: str, config: PreTrainedConfig) -> str:
     if not files:
         raise ValueError(f"model = {path!r} holds no weights (*.safetensors): give a run's export folder")
     return xxhash.xxh3_128_hexdigest(" ".join(hash_file(file) for file in files).encode())
+
+
+def fingerprints(path: str, config: PreTrainedConfig, words: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What tells results of this model from those of another: its weights, its settings, its tokenizer."""
+    own = {"weights": identity(path, config), "model": settings_hash(path)}
+    return own | {"tokenizer": tokenizer.fingerprint(words)}
 
 
 def longest_row(path: str, config: PreTrainedConfig, wanted: int | None, usual: int, trained: int) -> int:

@@ -229,7 +229,7 @@ def test_a_later_start_with_other_tasks_keeps_the_earlier_ones_and_takes_no_othe
     changed = shutil.copytree(model, tmp_path / "changed")
     settings = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(settings | {"mlp_dropout": 0.5}))
-    with pytest.raises(ValueError, match=r"is a result of another model \(model "):
+    with pytest.raises(ValueError, match=r"is a result of another model \(model: "):
         finetune_runs.finetune_all(str(changed), "RTE", 1, files, out, ONE_STEP)
     assert not (tmp_path / "out" / "RTE").exists()
 

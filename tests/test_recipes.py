@@ -34,6 +34,11 @@ def test_electra_recipes_follow_the_papers_table():
     assert recipes.get("electra_large").data.mask_rate == 0.25
 
 
+def test_a_name_without_end_is_cut_short():
+    with pytest.raises(ValueError, match=r"recipe = 'x{79}: choose one of"):
+        recipes.get("x" * 100_000)
+
+
 def test_an_unknown_recipe_names_the_nearest_one():
     with pytest.raises(ValueError, match=r"recipe = 'electra_bass': did you mean 'electra_base'"):
         recipes.get("electra_bass")
