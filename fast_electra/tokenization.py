@@ -120,19 +120,26 @@ def _send(message: object, pipe: IO[bytes]) -> None:
 def _work(tokenizer_file: str, end_id: int, dtype: str) -> None:
     """What a worker does: answer batches on standard input with tuples on standard output until the input ends."""
     replies, sys.stdout = sys.stdout.buffer, sys.stderr
-    backend = Tokenizer.from_file(tokenizer_file)
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
+    backend = None
     while True:
         try:
             documents = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        # Not before the first batch: of a parent told to stop while it starts its workers, no file may be left by now.
+        backend = backend or _backend(tokenizer_file)
         try:
             _send(_encode(backend, documents, end_id, dtype), replies)
         except Exception:
             _send(traceback.format_exc(), replies)
+
+
+def _backend(tokenizer_file: str) -> Tokenizer:
+    backend = Tokenizer.from_file(tokenizer_file)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
 
 
 def _encode(
