@@ -14,7 +14,8 @@ from benchmarks.rows import Row
 
 AGREEMENT = 0.15  # how far a measured ratio may lie from the ratio of FLOPs before the report explains it
 _CASE = ("recipe", "sequence_length", "vocab_size", "head", "micro_batch_rows", "activation_checkpointing")
-_MACHINE = ("device", "num_processes", "zero_stage", "threads", "dtype", "compiled", "hardware", "contest")
+_HOW = ("zero_stage", "dtype", "compiled", "micro_batches")
+_MACHINE = ("device", "num_processes", "threads", *_HOW, "hardware", "contest")
 
 MEMORY_FORMULA = "1 - peak(method) / peak(rival), simulated, same micro-batch"
 SPEED_FORMULA = (

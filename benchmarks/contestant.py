@@ -33,7 +33,7 @@ class Contestant:
 
     case: Case
     run: Run
-    step: int = 0
+    micro_step: int = 0
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     static_bytes: int = 0
@@ -49,12 +49,24 @@ class Contestant:
         """Tokens of one update, over all processes."""
         return self.run.config.run.batch_rows * self.case.sequence_length
 
+    @property
+    def micro_batches(self) -> int:
+        """How many make an update."""
+        rows = self.run.engine.train_micro_batch_size_per_gpu() * parallel.world_size()
+        return self.run.config.run.batch_rows // rows
+
+    def update(self) -> dict[str, float]:
+        """One update; the seconds of its parts."""
+        parts = [self.train_step() for _ in range(self.micro_batches)]
+        return {name: sum(each[name] for each in parts) for name in PARTS}
+
     def train_step(self, batch: MaskedBatch | None = None, wait: bool = True) -> dict[str, float]:
-        """One update, on `batch` if it was made before; the seconds of its parts, on a GPU true only with `wait`."""
+        """One micro-batch, `batch` if it was made before; the seconds of its parts, on a GPU true only with `wait`."""
         run, clock = self.run, now if wait else time.perf_counter
         marks = [clock()]
-        made = run.batches.training(*self._span(self.step)) if batch is None else batch
-        inputs = run.objective.inputs(made.to(parallel.device()), min(1.0, self.step / run.config.run.steps))
+        made = run.batches.training(*self._span(self.micro_step)) if batch is None else batch
+        u = min(1.0, self.micro_step / (self.micro_batches * run.config.run.steps))
+        inputs = run.objective.inputs(made.to(parallel.device()), u)
         marks.append(clock())
         loss, *outputs = run.engine(*inputs)
         marks.append(clock())
@@ -63,7 +75,7 @@ class Contestant:
         run.engine.step()
         run.objective.counts(outputs, inputs)
         marks.append(clock())
-        self.step += 1
+        self.micro_step += 1
         return {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
 
     def turn(self, steps: int) -> None:
@@ -72,7 +84,7 @@ class Contestant:
         Nothing waits for a GPU between them; one more update then tells how long their parts take.
         """
         on_gpu = parallel.device().type != "cpu"
-        spans = [self._span(step) for step in range(self.step, self.step + steps)]
+        spans = [self._span(self.micro_step + each) for each in range(steps * self.micro_batches)]
         with closing(prefetch(self.run.batches, spans, pin=on_gpu)) as batches:
             first = next(batches)
             parallel.barrier()
@@ -81,13 +93,13 @@ class Contestant:
             parallel.barrier()
             self.seconds.append((now() - start) / steps)
         if on_gpu:
-            parts = [self.train_step()]
-        self.parts.append({name: sum(each[name] for each in parts) / len(parts) for name in PARTS})
+            parts, steps = [self.update()], 1
+        self.parts.append({name: sum(each[name] for each in parts) / steps for name in PARTS})
 
-    def _span(self, step: int) -> tuple[int, int]:
-        """The rows of an update on this process: the first, and how many."""
+    def _span(self, micro_step: int) -> tuple[int, int]:
+        """The rows of a micro-batch on this process: the first, and how many."""
         rows = self.run.engine.train_micro_batch_size_per_gpu()
-        return step * self.run.config.run.batch_rows + parallel.rank() * rows, rows
+        return (micro_step * parallel.world_size() + parallel.rank()) * rows, rows
 
     def close(self) -> None:
         """Give the engine's memory back."""

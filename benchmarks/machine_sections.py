@@ -123,11 +123,17 @@ def _has(members: Sequence[Row], objective: str) -> bool:
 def _conditions(shared: Row) -> str:
     engine = f"ZeRO-{shared['zero_stage']}" if shared["zero_stage"] else "no engine"
     return (
-        f"{shared['micro_batch_rows']} rows of {shared['sequence_length']} a process, vocabulary "
-        f"{length(shared['vocab_size'])}, LM head on {shared['head']} positions, {shared['dtype']}, {engine}, "
-        f"{'compiled' if shared['compiled'] else 'not compiled'}, "
+        f"{_micro_batches(shared)}{shared['micro_batch_rows']} rows of {shared['sequence_length']} a process, "
+        f"vocabulary {length(shared['vocab_size'])}, LM head on {shared['head']} positions, "
+        f"{shared['dtype']}, {engine}, {'compiled' if shared['compiled'] else 'not compiled'}, "
         f"{'activations computed again, ' if shared['activation_checkpointing'] else ''}{machine(shared)}"
     )
+
+
+def _micro_batches(shared: Row) -> str:
+    """Told only of updates of more than one; rows from before there was a choice do not say."""
+    many = shared.get("micro_batches") or 1
+    return f"updates of {many} micro-batches of " if many > 1 else ""
 
 
 def _speed_cells(row: Row) -> tuple[object, ...]:

@@ -1,9 +1,9 @@
 """Tokens per second, MFU and peak memory of training steps, method and rivals in turn within one run.
 
 Turns go A B C A B C ..., so that a machine that slows down slows all of them alike; the first turns warm up and are
-dropped. What is timed is the whole step of a run, from the rows of the corpus to the metrics, one update of one
-micro-batch a process, with the device awaited at each part's end. The peak is a matrix product measured between the
-turns of the same run, beside the vendor's figure.
+dropped. What is timed is the whole step of a run, from the rows of the corpus to the metrics, updates of one
+micro-batch a process or of `--micro_batches`, with the device awaited at each part's end. The peak is a matrix product
+measured between the turns of the same run, beside the vendor's figure.
 
     deepspeed --module benchmarks.measure [base/frozen base/joint_shallow ...] [--deepspeed ds_configs/zero1.json]
 """
@@ -46,13 +46,13 @@ def measure(
     turns: int,
     steps: int,
     corpus: str = "",
-    compiled: Sequence[bool] = (False,),
+    variants: Sequence[Variant] = (Variant(),),
 ) -> Iterator[list[Row]]:
     """A row for each case, timed in turn over `turns` turns of `steps` updates each. All processes take part.
 
-    `compiled` has each case as it is (False), through torch.compile (True), or both; the plain rival is never compiled.
-    Rows come after every turn from the third on, memory not yet simulated, so that what is cut short has not been for
-    nothing; the last ones are whole.
+    Each case is run in each of `variants`; the plain rival, which is never compiled, in the first. Rows come after
+    every turn from the third on, memory not yet simulated, so that what is cut short has not been for nothing; the last
+    ones are whole.
     """
     parallel.start()
     # Contestants share code that is compiled: past dynamo's limit of graphs one would run as it is and not say so.
@@ -61,8 +61,8 @@ def measure(
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(parallel.from_rank_zero(scratch))
-        ways = [(case, each) for case in wanted for each in (compiled if case.objective != cases.PLAIN else (False,))]
-        contestants = [_ready(case, settings, folder / str(each), corpus, each) for case, each in ways]
+        ways = [(case, how) for case in wanted for how in (variants if case.objective != cases.PLAIN else variants[:1])]
+        contestants = [_ready(case, settings, folder / str(how.compiled), corpus, how) for case, how in ways]
         for turn in range(turns):
             peaks.append(_matrix_product_flops(contestants[0].dtype))
             for each in contestants:
@@ -81,20 +81,20 @@ def measure(
         each.close()
 
 
-def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str, compiled: bool) -> Contestant:
+def _ready(case: Case, settings: dict[str, Any], scratch: Path, corpus: str, variant: Variant) -> Contestant:
     """The case built, warmed up, and its memory measured."""
     gc.collect()  # what an earlier contest left must not be released while this one is counted
     built: list[Contestant] = []
 
     def build_and_warm_up() -> None:
-        built.append(contestant.build(case, settings, scratch, corpus, Variant(compiled=compiled)))
+        built.append(contestant.build(case, settings, scratch, corpus, variant))
         for _ in range(WARM_UP):
-            built[0].train_step()
+            built[0].update()
         gc.collect()
 
     static = allocator_change(build_and_warm_up, parallel.device())
     each = built[0]
-    each.peak_bytes = static + allocator_peak(lambda: each.train_step(), parallel.device())
+    each.peak_bytes = static + allocator_peak(lambda: each.update(), parallel.device())
     _tell(f"ready {case.name:<40} {each.peak_bytes / 2**30:>10.2f} GiB")
     return each
 
@@ -118,6 +118,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
         "kind": "throughput",
         **each.case.fields,
         "micro_batch_rows": each.run.engine.train_micro_batch_size_per_gpu(),
+        "micro_batches": each.micro_batches,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "zero_stage": 0 if each.case.objective == cases.PLAIN else deepspeed_config.zero_stage(settings),
@@ -167,6 +168,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--deepspeed", default="ds_configs/zero1.json", help="DeepSpeed's JSON")
     parser.add_argument("--turns", type=int, default=7, help="turns of each case")
     parser.add_argument("--steps", type=int, default=0, help="updates a turn; 0: 1 on a CPU, 10 on a GPU")
+    parser.add_argument("--micro_batches", type=int, default=1, help="micro-batches of an update, each process's")
     parser.add_argument(
         "--compile", choices=COMPILED, default="no", help="through torch.compile; both: with and without"
     )
@@ -180,8 +182,8 @@ def main(arguments: Sequence[str]) -> int:
         steps = given.steps or (10 if _device_type() == "cuda" else 1)
         contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
         for contest in contests:
-            compiled = COMPILED[given.compile]
-            for measured in measure(contest, settings, given.turns, steps, given.corpus, compiled):
+            variants = [Variant(given.micro_batches, compiled=each) for each in COMPILED[given.compile]]
+            for measured in measure(contest, settings, given.turns, steps, given.corpus, variants):
                 if parallel.rank() == 0:
                     rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])
     except (ValueError, FileNotFoundError) as error:

@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks import cases, contestant
 from benchmarks.contestant import Variant
-from fast_electra import deepspeed_config, optim, parallel, pretrain, setup_run
+from fast_electra import compilation, deepspeed_config, optim, parallel, pretrain, setup_run
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.progress import Progress
 from fast_electra.setup_run import Run
@@ -44,7 +44,7 @@ class BareLoop:
             parallel.device()
         )
         if config.run.compile:
-            self.module.compile()
+            compilation.compile_parts(self.module)
         self.weights = list(self.module.parameters())
         self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.weights]
         master_of = {id(weight): master for weight, master in zip(self.weights, self.masters, strict=True)}

@@ -36,6 +36,7 @@ from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
 from fast_electra.objectives import Objective
 from fast_electra.parallel import Engine
+from fast_electra.run_config import RunConfig
 from fast_electra.setup_run import Run
 
 RTD_WEIGHT, CLIP_NORM = 50.0, 1.0
@@ -73,10 +74,11 @@ class PlainJoint(nn.Module):
 
 
 class PlainEngine:
-    """The step of such a script, called as an engine is: forward, backward, clip, AdamW."""
+    """The step of such a script, called as an engine is: forward, backward, and every `micro_batches` clip, AdamW."""
 
-    def __init__(self, module: PlainJoint, dtype: torch.dtype, micro_batch_rows: int, learning_rate: float) -> None:
-        self.dtype, self.rows = dtype, micro_batch_rows
+    def __init__(self, module: PlainJoint, dtype: torch.dtype, run: RunConfig, learning_rate: float) -> None:
+        self.dtype, self.rows, self.made = dtype, run.micro_batch_rows, 0
+        self.micro_batches = run.batch_rows // (run.micro_batch_rows * parallel.world_size())
         self.module = module.to(parallel.device()).train()
         self.called: nn.Module = DistributedDataParallel(module) if parallel.world_size() > 1 else module
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
@@ -87,11 +89,14 @@ class PlainEngine:
             return cast(tuple[Tensor, ...], self.called(*inputs))
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients of a loss."""
-        loss.backward()
+        """The gradients of a loss, added to those of the update's earlier micro-batches."""
+        (loss / self.micro_batches).backward()
 
     def step(self) -> None:
-        """Clip and update."""
+        """Clip and update, after the last micro-batch of an update."""
+        self.made += 1
+        if self.made % self.micro_batches:
+            return
         nn.utils.clip_grad_norm_(self.module.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -138,7 +143,7 @@ def build(case: Case, config: Config, batches: Batches) -> Run:
     engine = PlainEngine(
         module(shape, generator_shape),
         setup_run.dtype_of(config),
-        config.run.micro_batch_rows,
+        config.run,
         config.optimizer.peak_learning_rate,
     )
     words = batches.corpora[0].tokenizer

@@ -2,7 +2,8 @@
 
 Any transformers masked LM serves. Its own head runs on the (B, N) masked positions instead of all (B, T), because a
 hook gathers them where the encoder ends; vocabulary logits for every token would cost more than the encoder. Rows go
-through in chunks, so that float32 logits never pass `LOGITS_BUDGET_MIB`.
+through in chunks, so that float32 logits never pass `LOGITS_BUDGET_MIB`; a GPU takes more at once, for which its
+kernels are then long enough to hide their starts.
 
 A sample is drawn at one uniform per position keyed by (seed, row key, position): it does not depend on the number of
 processes or the batch. Special tokens are never sampled.
@@ -25,14 +26,16 @@ from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
 from fast_electra.vocabulary_logits import sample
 
-LOGITS_BUDGET_MIB, MOST_ROWS = 256, 256
+LOGITS_BUDGET_MIB, _LOGITS_BUDGET_MIB = {"cpu": 256}, 1024  # by the kind of device; any other
+MOST_ROWS = 256
 ASKED_ROWS = 64  # of a batch where nothing is trained: the gate's and the precomputation's
 
 
-def rows_at_once(num_rows: int, num_masked: int, vocab_size: int) -> int:
+def rows_at_once(num_rows: int, num_masked: int, vocab_size: int, device_type: str = "cpu") -> int:
     """How many of `num_rows` rows go through the model together: their float32 logits (rows, N, V) stay inside the
     budget. An even share of them where one is not much smaller, because each size is compiled by itself."""
-    most = max(1, min(num_rows, MOST_ROWS, int(LOGITS_BUDGET_MIB * 2**20 / (4 * num_masked * vocab_size))))
+    budget = LOGITS_BUDGET_MIB.get(device_type, _LOGITS_BUDGET_MIB) * 2**20
+    most = max(1, min(num_rows, MOST_ROWS, int(budget / (4 * num_masked * vocab_size))))
     even = even_share(num_rows, most)
     return even if 2 * even > most else most
 
@@ -93,7 +96,7 @@ class Auxiliary:
     def predictions(self, batch: MaskedBatch) -> Iterator[tuple[slice, Tensor]]:
         """Chunks of rows with their logits (b, N, V) as the model gives them, padding of the vocabulary left out."""
         num_rows, num_masked = batch.positions.shape
-        chunk = rows_at_once(num_rows, num_masked, self.vocab_size)
+        chunk = rows_at_once(num_rows, num_masked, self.vocab_size, batch.positions.device.type)
         masked = mask_out(batch, self.mask_id)
         self.special_ids = self.special_ids.to(masked.device)  # moves once
         for start in range(0, num_rows, chunk):

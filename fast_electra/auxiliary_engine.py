@@ -61,8 +61,9 @@ def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dt
     began_with = run_folder.bound(config.output).get("auxiliary_engine", "auto")
     wanted = began_with if config.auxiliary_engine == "auto" else config.auxiliary_engine
     asked = (config.run.micro_batch_rows, ASKED_ROWS)
-    together = [rows_at_once(rows, config.data.num_masked, batches.vocab_size) for rows in asked]
-    batch = batches.training(0, max(together)).to(parallel.device())
+    device, masked = parallel.device(), config.data.num_masked
+    together = [rows_at_once(rows, masked, batches.vocab_size, device.type) for rows in asked]
+    batch = batches.training(0, max(together)).to(device)
     choice = choose(module, batch, mask_id, dtype, wanted)
     if parallel.rank() == 0:
         for each in choice.trials:

@@ -141,6 +141,8 @@ class JointLoss(nn.Module):
     """What the engine trains: a masked LM, a discriminator on its samples, and the weighted sum of their losses."""
 
     special_ids: Tensor
+    cross_entropy: Callable[[Tensor, Tensor], Tensor] = staticmethod(cross_entropy)
+    sample: Callable[..., Tensor] = staticmethod(sample)
 
     def __init__(self, generator: PreTrainedModel, model: PreTrainedModel, weight: float, special: list[int]) -> None:
         super().__init__()
@@ -161,9 +163,9 @@ class JointLoss(nn.Module):
         batch = MaskedBatch(input_ids, positions, rows, position_ids)
         masked, positions, targets, _ = masked_lm_inputs(batch, self.mask_id)
         logits = self.generator(masked, positions, position_ids)  # (B, N, V)
-        mlm = cross_entropy(logits, targets)
+        mlm = self.cross_entropy(logits, targets)
         logits = logits.detach()
-        corrupted = corrupt(batch, sample(logits, 1.0, uniforms, self.special_ids))
+        corrupted = corrupt(batch, self.sample(logits, 1.0, uniforms, self.special_ids))
         rtd, rtd_logits = self.discriminator(*corrupted)
         seen = logits.new_empty(0) if self.training else logits
         return mlm + self.weight * rtd, rtd_logits, *corrupted, generator_counts(mlm, logits, targets), seen

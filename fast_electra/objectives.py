@@ -185,6 +185,8 @@ def masked_lm_inputs(batch: MaskedBatch, mask_id: int) -> MaskedLMInputs:
 class MaskedLMLoss(nn.Module):
     """What the engine trains for `mlm`: loss and logits at the masked positions."""
 
+    cross_entropy: Callable[[Tensor, Tensor], Tensor] = staticmethod(cross_entropy)
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.lm = MaskedLM(model)
@@ -199,7 +201,7 @@ class MaskedLMLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (float32) and the logits (B, N, V)."""
         logits = self.lm(input_ids, positions, position_ids)
-        return cross_entropy(logits, targets), logits
+        return self.cross_entropy(logits, targets), logits
 
 
 class Mlm:

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from fast_electra import deepspeed_config, operator_builds, preemption, shared_memory, slurm
+from fast_electra import compilation, deepspeed_config, operator_builds, preemption, shared_memory, slurm
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _TORCHS_LINEAR = functional.linear
@@ -238,12 +237,13 @@ def _draw_gathered(draw: Callable[[nn.Module], None], module: nn.Module) -> None
 def training_engine(
     module: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any], compiled: bool = False
 ) -> Engine:
-    """DeepSpeed's engine around a module and its parameter groups, through torch.compile if `compiled`.
+    """DeepSpeed's engine around a module and its parameter groups, its parts through torch.compile if `compiled`.
 
-    ZeRO-3's hooks break a graph at every module that has them, so that a compiled layer is gathered as a whole.
+    ZeRO-3's hooks would break the graph of a layer at every module in it, so that each layer is gathered as a whole.
     """
-    layers = {type(each) for each in module.modules() if isinstance(each, GradientCheckpointingLayer)}
-    if compiled and layers and deepspeed_config.zero_stage(settings) == 3:
+    layers = {type(each) for each in compilation.layers(module)} if compiled else set()
+    whole_layers = deepspeed_config.zero_stage(settings) == 3
+    if layers and whole_layers:
         set_z3_leaf_modules(module, list(layers))
     with _buffers_kept(module):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
@@ -251,7 +251,7 @@ def training_engine(
         False  # it would write a line of its own at every update; what progress.py writes is written
     )
     if compiled:
-        engine.compile()
+        compilation.compile_parts(module, layers_alone=whole_layers)
     return engine
 
 

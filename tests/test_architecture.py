@@ -5,7 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
-    randomness random_reads precision exact_sums json_file require run_config config config_file recipes
+    randomness random_reads precision exact_sums gated_gelu_kernel gated_gelu compilation
+    json_file require run_config config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
     masking separation batches blimp
     divergence temperature encoder statistic vocabulary_logits auxiliary initial_weights

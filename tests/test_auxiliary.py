@@ -98,7 +98,7 @@ def test_a_rows_samples_do_not_depend_on_its_batch_or_the_chunks(tiny_tokenizer,
     frozen = auxiliary_of(AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)), tiny_tokenizer)
     whole = frozen.sample(batch, 1.5)
     parts = torch.cat([frozen.sample(MaskedBatch(*(each[i : i + 1] for each in batch)), 1.5) for i in range(6)])
-    monkeypatch.setattr(auxiliary, "LOGITS_BUDGET_MIB", 1e-6)
+    monkeypatch.setitem(auxiliary.LOGITS_BUDGET_MIB, "cpu", 1e-6)
     assert torch.equal(whole, parts)
     assert torch.equal(whole, frozen.sample(batch, 1.5))
 
@@ -120,7 +120,7 @@ def test_compiled_samples_are_the_same_and_one_graph_serves_all_temperatures(tin
 
 def test_float32_logits_stay_within_the_budget(tiny_tokenizer, batch, monkeypatch):
     budget = 2 * 5 * len(tiny_tokenizer) * 4 / 2**20
-    monkeypatch.setattr(auxiliary, "LOGITS_BUDGET_MIB", budget)
+    monkeypatch.setitem(auxiliary.LOGITS_BUDGET_MIB, "cpu", budget)
     frozen = auxiliary_of(AutoModelForMaskedLM.from_config(config_of("bert", tiny_tokenizer)), tiny_tokenizer)
     sizes = [logits.nbytes for _, logits in frozen.logits(batch)]
     assert len(sizes) == 3
@@ -131,6 +131,10 @@ def test_float32_logits_stay_within_the_budget(tiny_tokenizer, batch, monkeypatc
 def test_chunks_have_one_size_where_that_costs_little(num_rows, at_once):
     """Within 256 MiB lie 27 rows of 77 positions and 32,000 words; each size is a graph to compile."""
     assert auxiliary.rows_at_once(num_rows, 77, 32_000) == at_once
+
+
+def test_a_gpu_takes_a_micro_batch_of_base_at_once():
+    assert auxiliary.rows_at_once(64, 77, 32_000, "cuda") == 64
 
 
 def test_mask_out_leaves_the_rest_alone(batch):

@@ -98,7 +98,7 @@ def test_a_contest_with_the_plain_rival_tells_whether_the_targets_are_met(tmp_pa
     """One short run of all four on one's own machine: the rows, the ratios and the section of the page."""
     names = ("frozen", "replay", "joint_shallow")
     contest = [replace(TINY, objective=name, head="masked") for name in names]
-    early, made = measure.measure([*contest, TINY], SETTINGS, turns=4, steps=1, compiled=(False,))
+    early, made = measure.measure([*contest, TINY], SETTINGS, turns=4, steps=1)
     assert [(row["n"], row["simulated_memory_gib"]) for row in early] == [(3, None)] * 4, "what a cut leaves"
     made = [row | rows.provenance("throughput") for row in made]
     assert {row["n"] for row in made} == {4}
@@ -142,6 +142,6 @@ def test_a_turn_takes_its_rows_in_order_from_batches_made_ahead(tiny_corpus: Pat
     each = contestant.Contestant(SimpleNamespace(sequence_length=32), run)
     each.turn(3)
     each.turn(2)
-    assert seen == [batches.training(4 * step, 2).rows.tolist() for step in range(5)]
-    assert (each.step, len(each.seconds), len(each.parts)) == (5, 2, 2)
+    assert seen == [batches.training(2 * micro_step, 2).rows.tolist() for micro_step in range(10)], "two an update"
+    assert (each.micro_step, len(each.seconds), len(each.parts)) == (10, 2, 2)
     assert set(each.parts[0]) == set(contestant.PARTS)
