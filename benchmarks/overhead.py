@@ -44,7 +44,7 @@ class BareLoop:
             parallel.device()
         )
         if config.run.compile:
-            compilation.compile_parts(self.module)
+            compilation.compile_parts(self.module, compilation.parts(self.module))
         self.weights = list(self.module.parameters())
         self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.weights]
         master_of = {id(weight): master for weight, master in zip(self.weights, self.masters, strict=True)}

@@ -136,7 +136,7 @@ def module(shape: PreTrainedConfig, generator_shape: PreTrainedConfig) -> PlainJ
 
 def build(case: Case, config: Config, batches: Batches) -> Run:
     """The case ready for the clock; `config` has the shapes, the rows and the learning rate."""
-    config = setup_run.with_dtype(config)
+    config = setup_run.decided(config)
     shape, generator_shape = cases.shapes(case, config)
     assert generator_shape is not None
     torch.manual_seed(config.seed)

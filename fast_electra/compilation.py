@@ -5,7 +5,7 @@ H200 and large was not ready in 110; in parts both take 21, and a step no longer
 static. What is small and torch's own outside the layers (a last norm, a classifier) runs as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -18,16 +18,25 @@ MOST_GRAPHS = 64  # of one function: first layers and others, with gradients and
 OVER_THE_VOCABULARY = ("cross_entropy", "sample")  # functions that a module of ours may hold as attributes
 
 
-def compile_parts(module: nn.Module, layers_alone: bool = False) -> None:
-    """Have the parts of the stock models in `module`, and its passes over the vocabulary, compiled when first called.
+def parts(module: nn.Module, layers_alone: bool = False) -> list[nn.Module]:
+    """What is compiled of the stock models in `module`: their layers, and the largest modules with weights around them.
 
-    With `layers_alone`, as under ZeRO-3, which gathers those as wholes, what stands around them is left as it is. On
-    CUDA gated feed-forward layers take our kernel, for what the compiler makes of them is slower.
+    With `layers_alone`, as under ZeRO-3, which gathers those as wholes, the layers and no more.
+    """
+    if layers_alone:
+        return [each for each in module.modules() if isinstance(each, GradientCheckpointingLayer)]
+    return list(_parts(module))
+
+
+def compile_parts(module: nn.Module, chosen: Sequence[nn.Module]) -> None:
+    """Have these parts of `module`, and its passes over the vocabulary, compiled when they are first called.
+
+    On CUDA gated feed-forward layers take our kernel, for what the compiler makes of them is slower.
     """
     if any(weight.is_cuda for weight in module.parameters()):
         gated_gelu.install(module)
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
-    for part in layers(module) if layers_alone else parts(module):
+    for part in chosen:
         part.forward = torch.compile(part.forward, dynamic=False)
     for each in module.modules():
         for name in OVER_THE_VOCABULARY:
@@ -35,18 +44,12 @@ def compile_parts(module: nn.Module, layers_alone: bool = False) -> None:
                 setattr(each, name, torch.compile(getattr(each, name), dynamic=False))
 
 
-def layers(module: nn.Module) -> list[nn.Module]:
-    """The layers of the stock models in `module`."""
-    return [each for each in module.modules() if isinstance(each, GradientCheckpointingLayer)]
-
-
-def parts(module: nn.Module) -> Iterator[nn.Module]:
-    """What is compiled: the layers, and the largest modules of the stock models that have weights and no layers."""
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
     if isinstance(module, GradientCheckpointingLayer):
         yield module
-    elif not isinstance(module, PreTrainedModel) and not layers(module):
+    elif not isinstance(module, PreTrainedModel) and not parts(module, layers_alone=True):
         if not type(module).__module__.startswith("torch.nn.") and any(True for _ in module.parameters()):
             yield module
     else:
         for child in module.children():
-            yield from parts(child)
+            yield from _parts(child)

@@ -6,6 +6,7 @@ gradient, a table's commonest words a third. Here both are added in float32 and 
 kernels add in float32 by themselves.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 _ROWS = 512  # whose float32 copies are held at a time
 
 
-def install(module: nn.Module) -> None:
-    """Have the norms and tables in `module` add so from now on; outputs and all other gradients stay as they are."""
-    for each in module.modules():
+def install(modules: Iterable[nn.Module]) -> None:
+    """Have those of `modules` that are norms or tables add so; outputs and all other gradients stay as they are."""
+    for each in modules:
         if type(each) is nn.LayerNorm and each.elementwise_affine and len(each.normalized_shape) == 1:
             each.forward = partial(_normalised, each)  # type: ignore[method-assign]
         elif type(each) is nn.Embedding and each.max_norm is None and not each.scale_grad_by_freq and not each.sparse:

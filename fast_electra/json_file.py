@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import xxhash
 
@@ -72,7 +73,8 @@ def seal(values: dict[str, Any]) -> str:
 
 
 def typed(value: Any, kind: Any, place: str) -> Any:
-    """The parsed JSON as `kind` (a dataclass, NamedTuple, list[...], dict[str, ...], str, bool, int, float).
+    """The parsed JSON as `kind` (a dataclass, NamedTuple, list[...], dict[str, ...], str, bool, int, float, or a type
+    or certain words: bool | Literal["auto"]).
 
     Raises ValueError naming the field for anything of another type, missing or unknown fields, negative, infinite or
     enormous numbers, and text with a NUL in it.
@@ -80,6 +82,10 @@ def typed(value: Any, kind: Any, place: str) -> Any:
     if is_dataclass(kind):
         return _typed_fields(value, kind, place)
     container = get_origin(kind)
+    if container in (Union, UnionType):
+        words = [word for each in get_args(kind) for word in get_args(each)]
+        kind = next(each for each in get_args(kind) if not get_args(each))
+        return value if value in words else typed(value, kind, place)
     if container is list and isinstance(value, list):
         return [typed(item, get_args(kind)[0], f"{place}[{index}]") for index, item in enumerate(value)]
     if container is dict and isinstance(value, dict):

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
 from transformers.utils import logging as transformers_logging
 
-from fast_electra import compilation, deepspeed_config, operator_builds, preemption, shared_memory, slurm
+from fast_electra import compilation, deepspeed_config, exact_sums, operator_builds, preemption, shared_memory, slurm
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _TORCHS_LINEAR = functional.linear
@@ -241,17 +241,20 @@ def training_engine(
 
     ZeRO-3's hooks would break the graph of a layer at every module in it, so that each layer is gathered as a whole.
     """
-    layers = {type(each) for each in compilation.layers(module)} if compiled else set()
-    whole_layers = deepspeed_config.zero_stage(settings) == 3
-    if layers and whole_layers:
-        set_z3_leaf_modules(module, list(layers))
+    in_wholes = deepspeed_config.zero_stage(settings) == 3
+    parts = compilation.parts(module, layers_alone=in_wholes) if compiled else []
+    if parts and in_wholes:
+        set_z3_leaf_modules(module, list({type(each) for each in parts}))
+    if device().type == "cpu" and settings.get("bf16", {}).get("enabled"):
+        within = {id(each) for part in parts for each in part.modules()}
+        exact_sums.install(each for each in module.modules() if id(each) not in within)
     with _buffers_kept(module):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     engine.monitor.enabled = (
         False  # it would write a line of its own at every update; what progress.py writes is written
     )
     if compiled:
-        compilation.compile_parts(module, layers_alone=whole_layers)
+        compilation.compile_parts(module, parts)
     return engine
 
 

@@ -89,7 +89,7 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
     try:
         watchdog.begin("joining the other processes")
         parallel.start(patience_minutes(config.run.hang_minutes))
-        config = setup_run.with_dtype(config)
+        config = setup_run.decided(config)
         if config.auxiliary_engine == "auto":  # the faster is a matter of the moment, and shards would differ by it
             config = replace(config, auxiliary_engine="plain")
         setup_run.on_rank_zero(lambda: _take(Path(config.output)))

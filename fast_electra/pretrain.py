@@ -62,7 +62,7 @@ def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> d
     """The same, watched."""
     watchdog.begin("joining the other processes")
     parallel.start(patience_minutes(config.run.hang_minutes))
-    config = setup_run.with_dtype(config)
+    config = setup_run.decided(config)
     deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
     note = deepspeed_config.note_of_small_pieces(config, parallel.world_size())
     if note and parallel.rank() == 0:
@@ -281,6 +281,7 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         "flops_per_token": run.flops_per_token,
         "mfu": run.flops_per_token * tokens_per_second / run.peak_flops,
         "dtype": config.run.dtype,
+        "compiled": config.run.compile,
         "measured_peak_tflops": run.peak_flops / 1e12,
         "peak_memory_gib": peak_memory_gib(),
         "num_processes": parallel.world_size(),

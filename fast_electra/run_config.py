@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from fast_electra.require import require, require_each
 
@@ -37,9 +38,10 @@ class RunConfig:
     `evaluate_every`, `save_every`). Where `save_minutes` of training have passed since the last checkpoint, one is made
     at the next step that is logged (0: never). The last `keep_checkpoints` stay, and of those at `save_every` the ones
     at multiples of `keep_every` steps (0: none). `stop_at_step` ends a start early, saved (0: no). `dtype` is bfloat16,
-    float32, or auto: bfloat16 where the hardware multiplies it. `compile` sends the model through torch.compile.
-    `activation_checkpointing` keeps a layer's input alone and computes the rest again in backward: memory for time.
-    `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
+    float32, or auto: bfloat16 where the hardware multiplies it. `compile` sends the model through torch.compile, layer
+    by layer; auto does so on a GPU. `activation_checkpointing` keeps a layer's input alone and computes the rest again
+    in backward: memory for time. `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs`
+    of a paradigm (0: all).
 
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
     to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
@@ -56,7 +58,7 @@ class RunConfig:
     save_minutes: float = 20.0
     keep_checkpoints: int = 2
     keep_every: int = 0
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     activation_checkpointing: bool = False
     stop_at_step: int = 0
     dtype: str = "auto"

@@ -20,7 +20,6 @@ from fast_electra import (
     blimp,
     deepspeed_config,
     documentation,
-    exact_sums,
     flops,
     initial_weights,
     objectives,
@@ -84,10 +83,12 @@ def dtype_of(config: Config) -> torch.dtype:
     return precision.dtype(config.run.dtype, parallel.device().type == "cpu")
 
 
-def with_dtype(config: Config) -> Config:
-    """The config with "auto" replaced by the first process's choice, so that all processes compute alike."""
-    chosen = parallel.from_rank_zero(precision.name(dtype_of(config)))
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, dtype=chosen))
+def decided(config: Config) -> Config:
+    """The config with "auto" replaced by the first process's choices, so that all processes compute alike."""
+    run, on_gpu = config.run, parallel.device().type == "cuda"
+    compiled = on_gpu if run.compile == "auto" else run.compile
+    dtype, compiled = parallel.from_rank_zero((precision.name(dtype_of(config)), compiled))
+    return dataclasses.replace(config, run=dataclasses.replace(run, dtype=dtype, compile=compiled))
 
 
 def stop_if_preempted() -> None:
@@ -147,7 +148,7 @@ def _prepare_documentation(config: Config) -> None:
 
 def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     """The objective, its model (partitioned as it is made under ZeRO-3) and the engine around it."""
-    config = with_dtype(config)
+    config = decided(config)
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
@@ -213,15 +214,13 @@ def _engine(
     sharded_weights.begin(module, beginning)
     if config.run.activation_checkpointing:
         recompute_activations(module)
-    if parallel.device().type == "cpu" and dtype_of(config) == torch.bfloat16 and not config.run.compile:
-        exact_sums.install(module)
     num_weights = sharded_weights.num_weights(module)
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.most_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
     on_rank_zero(lambda: run_folder.require_space(config.output, needed))
     on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))
     groups = optim.parameter_groups(module, config.optimizer.weight_decay)
-    return parallel.training_engine(module, groups, settings, config.run.compile), num_weights
+    return parallel.training_engine(module, groups, settings, config.run.compile is True), num_weights
 
 
 def _matrix_product_flops(dtype: torch.dtype) -> Tensor:

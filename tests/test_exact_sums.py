@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import torch
 from tiny_models import CONFIGS, LENGTH, ROWS, VOCABULARY
@@ -75,7 +77,7 @@ def test_in_float32_every_gradient_of_a_model_is_the_stock_one(name):
         torch.manual_seed(0)
         module = discriminator.ReplacedTokenDetection(discriminator.build(CONFIGS[name], "eager", torch.float32)).eval()
         if ours:
-            exact_sums.install(module)
+            exact_sums.install(module.modules())
             swapped = [each for each in module.modules() if isinstance(each.forward, partial)]
             assert {type(each) for each in swapped} == {nn.LayerNorm, nn.Embedding}
         module(tokens, labels)[0].backward()
@@ -88,7 +90,7 @@ def test_in_float32_every_gradient_of_a_model_is_the_stock_one(name):
 def test_the_delta_of_disentangled_embeddings_is_summed_so_too():
     table, delta = nn.Embedding(9, WIDTH), nn.Parameter(torch.zeros(9, WIDTH, dtype=torch.bfloat16))
     embedding = joint.DisentangledEmbedding(table.bfloat16(), delta)
-    exact_sums.install(embedding)
+    exact_sums.install([embedding])
     given = torch.full((1, TOKENS, WIDTH), 1e-4, dtype=torch.bfloat16)
     embedding(torch.full((1, TOKENS), 3)).backward(given)
     assert distance(delta.grad[3], given.double().sum((0, 1))) < 0.003
@@ -97,14 +99,22 @@ def test_the_delta_of_disentangled_embeddings_is_summed_so_too():
 @pytest.mark.parametrize(
     ("dtype", "stage", "compiled", "swapped"),
     [
-        ("bfloat16", 1, False, True),
-        ("bfloat16", 3, False, True),
-        ("float32", 1, False, False),
-        ("bfloat16", 1, True, False),
+        ("bfloat16", 1, False, {"embeddings.norm", "layers.0.mlp_norm", "final_norm", "head.norm"}),
+        ("bfloat16", 3, False, {"embeddings.norm", "layers.0.mlp_norm", "final_norm", "head.norm"}),
+        ("float32", 1, False, set()),
+        # Compiled code adds in float32 by itself: what is left is what is not compiled.
+        ("bfloat16", 1, True, {"final_norm"}),
+        ("bfloat16", 3, True, {"embeddings.norm", "final_norm", "head.norm"}),
     ],
 )
 def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "training_engine", lambda module, *_: module)
+    made = []
+
+    def initialize(model, **_):
+        made.append(model)
+        return (SimpleNamespace(monitor=SimpleNamespace()),)
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
     config = recipes.get("demo")
     encoder = replace(config.encoder, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16)
     run = replace(config.run, dtype=dtype, compile=compiled)
@@ -117,9 +127,9 @@ def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_co
     settings = deepspeed_config.read(f"ds_configs/zero{stage}.json")
     objective, *_ = setup_run._objective(config, batches.corpora[0].tokenizer, batches)
     shape = setup_run.transformers_config(encoder, batches.corpora[0].tokenizer)
-    made, _ = setup_run._engine(
-        config, settings, partial(objective.module, shape), setup_run.initial_weights.Beginning({}, {})
-    )
-    norms = [each for each in made.modules() if isinstance(each, nn.LayerNorm)]
-    assert norms
-    assert all(isinstance(each.forward, partial) == swapped for each in norms)
+    setup_run._engine(config, settings, partial(objective.module, shape), setup_run.initial_weights.Beginning({}, {}))
+    norms = {name: each for name, each in made[0].named_modules() if isinstance(each, nn.LayerNorm)}
+    assert len(norms) == 4
+    own = {name for name, each in norms.items() if isinstance(each.forward, partial)}
+    found = {name.removeprefix("model.").removeprefix("model.") for name in own}
+    assert found == swapped
