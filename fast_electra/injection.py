@@ -6,8 +6,8 @@ of their type, because they take the bytes of any other for it. The kernels' wor
 never checked again, so that the largest goes first and a larger one is refused. Their GELU is the tanh form, which
 differs from the erf form by less than bf16 rounds. One process can hold one injected model.
 
-The kernels have not run on a GPU yet (on the one tried DeepSpeed did not build them: LOG.md); tests run the same layers
-with a stand-in for DeepSpeed's operator.
+On an H200 the kernels, built in 69 s, ran ELECTRA's layers in twice the plain engine's time (LOG.md); BERT's and
+RoBERTa's are untested on GPU. Tests run the layers with a stand-in for DeepSpeed's operator.
 """
 
 from typing import Any
