@@ -33,6 +33,11 @@ if [[ -n $wheels ]]; then
     export LIBRARY_PATH=$scratch/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
 fi
 
+python3 -c 'import benchmarks.measure, fast_electra.pretrain, fast_electra.command_line' || {
+    echo "$0: packages are missing (see above): add their wheels to the folder named" >&2
+    exit 2
+}
+
 part() { # NAME SECONDS COMMAND...
     local name=$1 limit=$2 begun=$SECONDS status=0
     shift 2

@@ -5,10 +5,15 @@ H200 and large was not ready in 110; in parts both take 21, and a step no longer
 static. What is small and torch's own outside the layers (a last norm, a classifier) runs as it is.
 """
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -16,6 +21,16 @@ from fast_electra import gated_gelu
 
 MOST_GRAPHS = 64  # of one function: first layers and others, with gradients and without, of each model
 OVER_THE_VOCABULARY = ("cross_entropy", "sample")  # functions that a module of ours may hold as attributes
+
+
+def missing() -> str:
+    """What torch's compiler lacks here to build for a GPU, or nothing: Triton starts its kernels through code in C."""
+    if not has_triton():
+        return "Triton (or a GPU that it knows)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if headers.is_file() else f"Python's headers ({headers})"
 
 
 def parts(module: nn.Module, layers_alone: bool = False) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from fast_electra import (
     auxiliary,
     auxiliary_engine,
     blimp,
+    compilation,
     deepspeed_config,
     documentation,
     flops,
@@ -85,8 +86,8 @@ def dtype_of(config: Config) -> torch.dtype:
 
 def decided(config: Config) -> Config:
     """The config with "auto" replaced by the first process's choices, so that all processes compute alike."""
-    run, on_gpu = config.run, parallel.device().type == "cuda"
-    compiled = on_gpu if run.compile == "auto" else run.compile
+    run, can = config.run, parallel.device().type == "cuda" and not compilation.missing()
+    compiled = can if run.compile == "auto" else run.compile
     dtype, compiled = parallel.from_rank_zero((precision.name(dtype_of(config)), compiled))
     return dataclasses.replace(config, run=dataclasses.replace(run, dtype=dtype, compile=compiled))
 

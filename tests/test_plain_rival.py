@@ -94,14 +94,36 @@ def test_its_step_is_autocast_over_float32_weights_clipped_to_one(tmp_path: Path
     each.close()
 
 
+def test_its_update_of_several_micro_batches_takes_their_mean_gradient(tmp_path: Path) -> None:
+    parallel.start()
+    each = contestant.build(TINY, SETTINGS, tmp_path, variant=Variant(micro_batches=2))
+    assert (each.micro_batches, each.tokens_per_step) == (2, 2 * 4 * 32)
+    engine = each.run.engine
+    weight, updates = next(engine.module.parameters()), []
+    engine.optimizer.register_step_pre_hook(lambda *_: updates.append(weight.grad.clone()))
+    alone = []
+    for first in (0, 4):  # each micro-batch's own gradient, as an update of one would take it
+        torch.manual_seed(first)
+        loss, *_ = engine(*each.run.objective.inputs(each.run.batches.training(first, 4), 0.0))
+        alone.append(torch.autograd.grad(loss, weight)[0])
+    for first in (0, 4):
+        assert not updates
+        torch.manual_seed(first)
+        each.train_step(each.run.batches.training(first, 4))
+    assert len(updates) == 1
+    mean = sum(alone) / 2
+    torch.testing.assert_close(updates[0] / updates[0].norm(), mean / mean.norm(), rtol=1e-3, atol=1e-5)  # clipped
+    each.close()
+
+
 def test_a_contest_with_the_plain_rival_tells_whether_the_targets_are_met(tmp_path: Path) -> None:
     """One short run of all four on one's own machine: the rows, the ratios and the section of the page."""
     names = ("frozen", "replay", "joint_shallow")
     contest = [replace(TINY, objective=name, head="masked") for name in names]
-    early, made = measure.measure([*contest, TINY], SETTINGS, turns=4, steps=1)
+    early, made = measure.measure([*contest, TINY], SETTINGS, turns=4, steps=1, variants=[Variant(micro_batches=2)])
     assert [(row["n"], row["simulated_memory_gib"]) for row in early] == [(3, None)] * 4, "what a cut leaves"
     made = [row | rows.provenance("throughput") for row in made]
-    assert {row["n"] for row in made} == {4}
+    assert {(row["n"], row["micro_batches"]) for row in made} == {(4, 2)}
     plain = rows.the(made, "throughput", objective="joint_plain")
     assert (plain["zero_stage"], plain["compiled"], plain["simulated_memory_gib"]) == (0, False, None)
     assert plain["mfu_measured"] > 0
