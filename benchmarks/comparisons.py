@@ -108,6 +108,7 @@ def _both(part: str, ours: Row, theirs: Row) -> list[Any]:
 
 def _rate(row: Row) -> float:
     """FLOP/s while matrix products run, the update left out."""
-    tokens = row["micro_batch_rows"] * row["num_processes"] * row["sequence_length"]
+    rows_an_update = row["micro_batch_rows"] * (row.get("micro_batches") or 1) * row["num_processes"]
+    tokens = rows_an_update * row["sequence_length"]
     seconds = sum(row["seconds_by_part"][part] for part in ("inputs", "forward", "backward"))
     return row["flops_per_token"] * tokens / seconds

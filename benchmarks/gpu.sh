@@ -73,12 +73,12 @@ whole="--run.steps $steps --auxiliary_model.steps $steps --run.evaluate_every $(
 apart="--objective random --data.sequence_length $length --encoder.max_positions $length --data.separate_documents true"
 python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 part tests 60 python3 -m pytest -q -m gpu tests
-part training 110 bash -c "train run zero3 $whole"
-part separated 70 bash -c "train apart zero1 $apart --run.steps $steps --run.stop_at_step 10"
+part training 130 bash -c "train run zero3 $whole"
+part separated 90 bash -c "train apart zero1 $apart --run.steps $steps --run.stop_at_step 10"
 part base 120 python3 -m benchmarks.measure "${base[@]}" --compile yes --micro_batches 4 --steps 3 --turns 5 --output "$output"
 part overhead 50 python3 -m benchmarks.overhead "$one" --compile --micro_batches 4 --turns 5
-part replay 40 python3 -m benchmarks.replay "$one" --output "$output"
+part replay 70 python3 -m benchmarks.replay "$one" --output "$output"
 part large 100 python3 -m benchmarks.measure "${large[@]}" --compile yes --micro_batches 4 --steps 2 --turns 4 --output "$output"
-part offload 60 bash -c "train offload zero3_offload $again --run.stop_at_step 2"
+part offload 60 bash -c "train offload zero3_offload --run.compile false $again --run.stop_at_step 2"
 part engines 180 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
 exit "$failed"

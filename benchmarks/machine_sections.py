@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import cases, comparisons, plots, rows
 from benchmarks.cases import METHODS
-from benchmarks.markdown import formulas, inside, length, machine, percent, percents, table
+from benchmarks.markdown import formulas, inside, length, machine, percent, percents, shape, table
 from benchmarks.rows import Row
 
 
@@ -123,17 +123,11 @@ def _has(members: Sequence[Row], objective: str) -> bool:
 def _conditions(shared: Row) -> str:
     engine = f"ZeRO-{shared['zero_stage']}" if shared["zero_stage"] else "no engine"
     return (
-        f"{_micro_batches(shared)}{shared['micro_batch_rows']} rows of {shared['sequence_length']} a process, "
+        f"{shape(shared)} tokens an update of each process, "
         f"vocabulary {length(shared['vocab_size'])}, LM head on {shared['head']} positions, "
         f"{shared['dtype']}, {engine}, {'compiled' if shared['compiled'] else 'not compiled'}, "
         f"{'activations computed again, ' if shared['activation_checkpointing'] else ''}{machine(shared)}"
     )
-
-
-def _micro_batches(shared: Row) -> str:
-    """Told only of updates of more than one; rows from before there was a choice do not say."""
-    many = shared.get("micro_batches") or 1
-    return f"updates of {many} micro-batches of " if many > 1 else ""
 
 
 def _speed_cells(row: Row) -> tuple[object, ...]:
@@ -159,7 +153,7 @@ def _leads(speeds: Sequence[Row]) -> list[str]:
         ("recipe, machine", "method", "rival", "tokens/s ratio", "FLOPs ratio", "difference", "n"),
         (
             (
-                f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, {machine(row)}",
+                f"{row['recipe']} {shape(row)}, {machine(row)}",
                 row["method"] + (", compiled" if row["compiled"] else ""),
                 row["rival"],
                 f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",

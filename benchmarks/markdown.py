@@ -37,6 +37,12 @@ def length(number: int) -> str:
     return f"{number // 1000}k" if number % 1000 == 0 else f"{number:,}"
 
 
+def shape(row: Row) -> str:
+    """The tokens of an update, as micro-batches, where it is more than one, x rows x length."""
+    many = row.get("micro_batches") or 1
+    return f"{f'{many} x ' if many > 1 else ''}{row['micro_batch_rows']} x {row['sequence_length']}"
+
+
 def machine(row: Row) -> str:
     """Where a row was measured, in a few words."""
     what = row["device"] if row["device"] != "cpu" else f"{row['hardware']['cpu']}, threads: {row['threads']}"

@@ -33,8 +33,8 @@ from fast_electra.encoder import attention_kernel
 FORMULA = (
     "tokens/s: B x T of all processes / seconds of one update, the median of n turns (low, high: quartiles); "
     "MFU = FLOPs a token x tokens/s / peak, FLOPs without recomputation, backward = 2 x forward; peak memory: bytes "
-    "the allocator handed out for this objective's model, optimizer and step, on the first process; batches are made "
-    "ahead, as in a run"
+    "the allocator handed out for this objective's model, optimizer and step, on the first process; simulated: of the "
+    "same step not compiled; batches are made ahead, as in a run"
 )
 WARM_UP, LEAST_TURNS = 2, 3
 COMPILED = {"no": (False,), "yes": (True,), "both": (False, True)}
@@ -170,19 +170,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=0, help="updates a turn; 0: 1 on a CPU, 10 on a GPU")
     parser.add_argument("--micro_batches", type=int, default=1, help="micro-batches of an update, each process's")
     parser.add_argument(
-        "--compile", choices=COMPILED, default="no", help="through torch.compile; both: with and without"
+        "--compile", choices=COMPILED, help="through torch.compile; both: with and without; on a GPU yes, as a run does"
     )
     parser.add_argument("--corpus", default="", help="a prepared corpus; none: random words")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the rows")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    on_gpu = _device_type() == "cuda"
     try:
         settings = deepspeed_config.read(given.deepspeed)
         origin = rows.provenance("throughput")  # of the code as it was loaded, whatever is edited meanwhile
-        steps = given.steps or (10 if _device_type() == "cuda" else 1)
+        steps = given.steps or (10 if on_gpu else 1)
+        ways = COMPILED[given.compile or ("yes" if on_gpu else "no")]
         contests = [[cases.parse(name) for name in given.cases]] if given.cases else cases.CONTESTS[_device_type()]
         for contest in contests:
-            variants = [Variant(given.micro_batches, compiled=each) for each in COMPILED[given.compile]]
+            variants = [Variant(given.micro_batches, compiled=each) for each in ways]
             for measured in measure(contest, settings, given.turns, steps, given.corpus, variants):
                 if parallel.rank() == 0:
                     rows.keep(given.output / "measured.jsonl", [row | origin for row in measured])

@@ -15,6 +15,7 @@ Shapes: B rows, T tokens a row, N masked positions a row, V words.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -84,13 +85,18 @@ class PlainEngine:
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The module's loss and outputs; without bf16 units nothing is cast."""
-        with torch.autocast(parallel.device().type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        """The module's loss and outputs; without bf16 units nothing is cast.
+
+        Gradients are reduced over processes at the end of an update alone, which is decided here.
+        """
+        cast_to_bf16 = torch.autocast(parallel.device().type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        with cast_to_bf16, self._kept_local():
             return cast(tuple[Tensor, ...], self.called(*inputs))
 
     def backward(self, loss: Tensor) -> None:
         """The gradients of a loss, added to those of the update's earlier micro-batches."""
-        (loss / self.micro_batches).backward()
+        with self._kept_local():
+            (loss / self.micro_batches).backward()
 
     def step(self) -> None:
         """Clip and update, after the last micro-batch of an update."""
@@ -100,6 +106,11 @@ class PlainEngine:
         nn.utils.clip_grad_norm_(self.module.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _kept_local(self) -> AbstractContextManager[None]:
+        last = (self.made + 1) % self.micro_batches == 0
+        spread = isinstance(self.called, DistributedDataParallel)
+        return self.called.no_sync() if spread and not last else nullcontext()
 
     def train_micro_batch_size_per_gpu(self) -> int:
         """Rows that a process takes at a time."""

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import OBJECTIVES, PLAIN
 from benchmarks.live_memory import KINDS
+from benchmarks.markdown import shape
 from benchmarks.rows import Row
 
 _INK, _FAINT, _CLAIM = "#222222", "#d9d9d9", "#bfe3c0"
@@ -80,7 +81,7 @@ def tokens_per_second(measured: Sequence[tuple[Row, list[Row]]], path: Path) -> 
             axis.barh(place, speed, color=_OBJECTIVE_COLOURS[row["objective"]])
             axis.errorbar(speed, place, xerr=[[speed - low], [high - speed]], color=_INK, capsize=2, linewidth=1)
             axis.text(high, place, f" {speed:,.0f}", va="center", fontsize=8, color=_INK)
-        title = f"{shared['recipe']}, {shared['micro_batch_rows']} x {shared['sequence_length']}, {machine(shared)}"
+        title = f"{shared['recipe']}, {shape(shared)}, {machine(shared)}"
         title += ", compiled" if shared["compiled"] else ""
         _name_bars(axis, title, [row["objective"] for row in members])
     _finish(figure, path, [], [])

@@ -61,7 +61,7 @@ def measure(case: Case, settings: dict[str, Any], turns: int, corpus: str, auxil
         replayed = Replay(store, frozen.auxiliary.pad_id, run.config.temperature, run.config.data.mask_rate)
         steps = _step_seconds(run, frozen, replayed, turns)
         run.engine.destroy()
-    return _row(case, turns, steps, build, manifest) | {
+    return _row(run, case, steps, build, manifest) | {
         "entries": [_entries(work, low, high) for low, high in RANGES] if auxiliary else None,
         "corpus": corpus or "random words",
         "auxiliary": auxiliary or "random weights",
@@ -141,8 +141,8 @@ def _step_seconds(run: Run, frozen: Frozen, replayed: Replay, turns: int) -> dic
     return {name: seconds[1:] for name, seconds in found.items()}
 
 
-def _row(case: Case, turns: int, steps: dict[str, list[float]], build: dict[str, list[float]], made: Row) -> Row:
-    micro = cases.config(case).run.micro_batch_rows
+def _row(run: Run, case: Case, steps: dict[str, list[float]], build: dict[str, list[float]], made: Row) -> Row:
+    micro = run.config.run.micro_batch_rows
     saved = median(steps["frozen"]) - median(steps["replay"])
     return {
         "kind": "replay",
@@ -150,6 +150,7 @@ def _row(case: Case, turns: int, steps: dict[str, list[float]], build: dict[str,
         "micro_batch_rows": micro,
         "device": torch.cuda.get_device_name() if parallel.device().type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "compiled": run.config.run.compile,
         "dtype": precision.name(precision.dtype("auto", parallel.device().type == "cpu")),
         "step_seconds": steps,
         "tokens_per_second": {name: micro * case.sequence_length / median(each) for name, each in steps.items()},
@@ -159,7 +160,7 @@ def _row(case: Case, turns: int, steps: dict[str, list[float]], build: dict[str,
         "passes_to_pay": median(build["paths"]) / saved if saved > 0 else None,
         "bytes_per_token": made["bytes_per_token"],
         "bytes_per_masked_position": made["bytes_per_masked_position"],
-        "n": turns,
+        "n": len(steps["replay"]),
         "formula": FORMULA,
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import comparisons, plots, rows
-from benchmarks.markdown import formulas, length, machine, percent, table
+from benchmarks.markdown import formulas, length, machine, percent, shape, table
 from benchmarks.rows import Row
 
 SIDE_BY_SIDE = ("joint_shallow", "frozen", "replay")
@@ -47,7 +47,7 @@ def _side_by_side(found: Sequence[Row]) -> list[str]:
             row = present[name]
             content.append(
                 (
-                    f"{shared['recipe']} {shared['micro_batch_rows']} x {shared['sequence_length']}, {machine(shared)}",
+                    f"{shared['recipe']} {shape(shared)}, {machine(shared)}",
                     name + (", compiled" if shared["compiled"] else ""),
                     f"{row['tokens_per_second']:,.0f}",
                     f"{row['tokens_per_second'] / joint['tokens_per_second']:.3f}",
@@ -132,4 +132,5 @@ def _case(row: Row) -> str:
     return (
         f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, vocabulary "
         f"{length(row['vocab_size'])}, {row['corpus']}, {row['dtype']}, {where}"
+        f"{', compiled' if row.get('compiled') else ''}"
     )

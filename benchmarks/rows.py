@@ -125,7 +125,8 @@ def _measurement(row: Row) -> tuple[Any, ...]:
     names = ("kind", "recipe", "objective", "sequence_length", "vocab_size", "head", "micro_batch_rows", "device")
     names += ("threads", "zero_stage", "num_processes", "compiled", "dtype", "corpus", "arm", "seed", "scale", "engine")
     names += ("activation_checkpointing",)
-    return tuple(row.get(name) or None for name in names)  # an older row lacks what was not there to choose
+    micro_batches = row.get("micro_batches") or 1
+    return *(row.get(name) or None for name in names), micro_batches  # an older row lacks what was not there to choose
 
 
 def select(rows: Iterable[Row], kind: str, **fields: Any) -> list[Row]:

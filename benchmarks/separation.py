@@ -45,11 +45,16 @@ def shares(case: cases.Case, corpus: str) -> dict[str, float]:
 def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: int) -> dict[str, object]:
     """Medians of both, and of the ratios of neighbouring turns."""
     parallel.start()
+    compiled = parallel.device().type == "cuda"  # as in a run
     settings = deepspeed_config.read(deepspeed)
     with tempfile.TemporaryDirectory() as scratch:
         together, apart = (
             contestant.build(
-                case, settings, Path(scratch) / name, corpus, contestant.Variant(separate_documents=name == "apart")
+                case,
+                settings,
+                Path(scratch) / name,
+                corpus,
+                contestant.Variant(separate_documents=name == "apart", compiled=compiled),
             )
             for name in ("together", "apart")
         )
@@ -64,6 +69,7 @@ def compare(case: cases.Case, corpus: str, deepspeed: str, turns: int, steps: in
     return {
         "case": case.name,
         "dtype": str(together.dtype),
+        "compiled": compiled,
         "threads": torch.get_num_threads(),
         "turns": turns,
         "together_tokens_per_second": tokens / median(seconds[0]),

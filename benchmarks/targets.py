@@ -11,13 +11,13 @@ from statistics import median
 
 from benchmarks import cases, rows
 from benchmarks.cases import METHODS, PLAIN
-from benchmarks.markdown import formulas, length, machine, table
+from benchmarks.markdown import formulas, length, machine, shape, table
 from benchmarks.rows import Row
 
 OVER_PLAIN, OVER_JOINT = 2.5, 1.3
 _SAME = ("contest", "recipe", "sequence_length", "vocab_size", "micro_batch_rows")
 _WAYS = ("compiled", "activation_checkpointing")
-_MACHINE = ("device", "num_processes", "threads", "dtype", "hardware")
+_MACHINE = ("device", "num_processes", "threads", "dtype", "hardware", "micro_batches")
 FORMULA = (
     "tokens/s(method) / tokens/s(rival) of each turn of one contest, median (lowest to highest); met where the median "
     "is at least the target; FLOPs ratio: FLOPs a token of rival / method, what the ratio would be at equal MFU"
@@ -82,8 +82,7 @@ def target_section(found: Sequence[Row], folder: Path) -> list[str]:
         ("recipe, machine", "method", "rival", "tokens/s ratio", "FLOPs ratio", "target", "turns at target", "met"),
         (
             (
-                f"{row['recipe']} {row['micro_batch_rows']} x {row['sequence_length']}, {length(row['vocab_size'])}, "
-                f"{row['dtype']}, {machine(row)}",
+                f"{row['recipe']} {shape(row)}, {length(row['vocab_size'])}, {row['dtype']}, {machine(row)}",
                 row["method"] + "".join(f", {way.replace('_', ' ')}" for way in _WAYS if row[way]),
                 row["rival"],
                 f"{row['ratio']:.3f} ({row['ratio_lowest']:.3f} to {row['ratio_highest']:.3f})",

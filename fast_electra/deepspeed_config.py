@@ -13,7 +13,17 @@ from fast_electra.batches import even_share
 from fast_electra.config import Config
 
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
-_SECTIONS = ("zero_optimization", "optimizer", "bf16", "fp16", "csv_monitor", "tensorboard", "data_types", "timers")
+_SECTIONS = (
+    "zero_optimization",
+    "optimizer",
+    "bf16",
+    "fp16",
+    "csv_monitor",
+    "tensorboard",
+    "data_types",
+    "timers",
+    "compile",
+)
 
 
 def read(path: str) -> dict[str, Any]:
@@ -135,6 +145,8 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
     ]
     if filled.get("fp16", {}).get("enabled"):
         clashes.append("fp16.enabled: training runs in bf16 or float32 (run.dtype)")
+    if filled.get("compile", {}).get("deepcompile"):
+        clashes.append("compile.deepcompile: what is compiled is run.compile's to say, which compiles layer by layer")
     if "scheduler" in filled:
         clashes.append("scheduler: the learning rate follows optimizer.warmup_ratio and run.steps of the recipe")
     clashes += [f"{key:.200}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]

@@ -309,6 +309,20 @@ def test_a_lead_is_compared_with_the_ratio_of_flops() -> None:
     assert not slow["agrees"]
 
 
+def test_updates_of_several_micro_batches_are_rated_by_all_their_tokens_and_are_measurements_of_their_own(
+    tmp_path: Path,
+) -> None:
+    one = [measured("frozen", 130.0, 1e9), measured("joint_shallow", 100.0, 1.25e9)]
+    four = [row | {"micro_batches": 4} for row in one]
+    assert comparisons.speeds([one[0], four[1]]) == []
+    (rate,), (rate_of_four,) = ([row["rate_tflops"] for row in comparisons.speeds(each)] for each in (one, four))
+    assert rate_of_four == pytest.approx([4 * each for each in rate])
+    path = tmp_path / "measured.jsonl"
+    for made in (one, four, [one[0] | {"micro_batches": 1}]):  # the last a measurement made again
+        rows.keep(path, made)
+    assert [row.get("micro_batches") for row in rows.read(path)] == [None, 4, 4, 1]
+
+
 def test_rows_of_other_machines_are_not_compared() -> None:
     found = [measured("frozen", 130.0, 1e9), measured("joint_shallow", 100.0, 1.25e9, device="NVIDIA H200")]
     assert comparisons.speeds(found) == []

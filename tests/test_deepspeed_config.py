@@ -76,6 +76,7 @@ def test_all_clashes_are_reported_together():
         "optimizer": {"params": {"lr": 0.1}},
         "fp16": {"enabled": True},
         "scheduler": {"type": "WarmupLR"},
+        "compile": {"deepcompile": True},
         "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"},
     }
     with pytest.raises(ValueError) as caught:
@@ -86,6 +87,7 @@ def test_all_clashes_are_reported_together():
         "optimizer.params.lr: the JSON says 0.1, the recipe 0.0015",
         "fp16.enabled",
         "scheduler",
+        "compile.deepcompile",
         "zero_optimization.reduce_bucket_size: 'auto' has no counterpart",
     ):
         assert part in str(caught.value)

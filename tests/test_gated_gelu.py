@@ -1,17 +1,25 @@
 """ModernBERT's gated GELU: the stock layer's values and gradients, whichever way they are made."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import ModernBertConfig, ModernBertModel
 
 from fast_electra import compilation, gated_gelu
 
 
-def make_model(activation="gelu", dropout=0.0):
+def make_model(activation="gelu", dropout=0.0, num_layers=2):
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": num_layers,
+        "global_attn_every_n_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
     config = ModernBertConfig(
         vocab_size=64,
         hidden_activation=activation,
@@ -53,6 +61,20 @@ def test_the_gradient_is_that_of_the_formula(dtype):
     assert got.dtype == dtype
     accuracy = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-3}
     torch.testing.assert_close(got.double(), torch.cat(expected, dim=-1), **accuracy)
+
+
+def test_compiled_layers_that_run_so_share_their_graphs(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    graphs = []
+    for num_layers in (3, 5):
+        model = make_model(num_layers=num_layers)
+        gated_gelu.install(model)
+        compilation.compile_parts(model, compilation.parts(model))
+        torch._dynamo.reset()
+        counters.clear()
+        output_and_gradients(model, torch.randint(1, 64, (3, 20)))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [3, 3], "embeddings, the first layer and the others"
 
 
 @pytest.mark.gpu
