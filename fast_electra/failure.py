@@ -66,6 +66,11 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_GONE)
 
 
+def is_not_compiled(error: BaseException) -> bool:
+    """Whether torch's compiler failed, told by where its errors are defined, without loading it."""
+    return isinstance(error, RuntimeError) and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
 def describe(error: BaseException, way_out: WayOut = TRAINING) -> str:
     """What went wrong and the way out, in a sentence or two."""
     text = str(error).strip() or type(error).__name__
@@ -75,6 +80,9 @@ def describe(error: BaseException, way_out: WayOut = TRAINING) -> str:
         return f"out of memory ({text.splitlines()[0]:.200}): {way_out.smaller}; {way_out.goes_on}"
     if is_lost_peer(error):
         return f"another process is gone ({text.splitlines()[0]:.200}): it says why, or was killed; {way_out.goes_on}"
+    if is_not_compiled(error):
+        without = "--run.compile false (of the auxiliary model: --auxiliary_engine plain) goes on without"
+        return f"torch could not compile the model ({text.splitlines()[0]:.300}): {without}"
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return f"the disk is full ({text}): make room; {way_out.goes_on}"
     if isinstance(error, OSError) and error.errno in _GONE:
@@ -88,7 +96,8 @@ def status(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, DivergedError):
         return DIVERGED
-    known = isinstance(error, (ValueError, OSError)) or is_out_of_memory(error) or is_lost_peer(error)
+    of_the_machine = is_out_of_memory(error) or is_lost_peer(error) or is_not_compiled(error)
+    known = isinstance(error, (ValueError, OSError)) or of_the_machine
     return REFUSED if known else None
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT, clean_environment
+from torch._dynamo.exc import InternalTorchDynamoError
 
 from fast_electra import failure, preemption
 from fast_electra.divergence import DivergedError
@@ -26,6 +27,11 @@ CASES = {
         RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:42154: Connection reset by peer"),
         2,
         r"another process is gone \(.*reset by peer\): it says why, or was killed; the same command goes on",
+    ),
+    "a compiler": (
+        InternalTorchDynamoError("RuntimeError: Failed to find C compiler. Please specify via CC\n\nSet TORCH"),
+        2,
+        r"torch could not compile the model \(.*via CC\): --run.compile false .* goes on without",
     ),
     "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
     "a defect": (IndexError("7"), None, "IndexError: 7"),
