@@ -33,8 +33,8 @@ def measure(case: Case) -> list[Row]:
     """A row for each engine."""
     parallel.start()
     settings = cases.config(case)
-    rows, device = settings.run.micro_batch_rows, parallel.device()
-    num_rows = rows_at_once(rows, settings.data.num_masked, case.vocab_size, device.type)
+    micro, device = settings.run.micro_batch_rows, parallel.device()
+    num_rows = rows_at_once(micro, settings.data.num_masked, case.vocab_size, device.type)
     batches = few_rows(case, dataclasses.replace(settings.data, held_out_rows=1), num_rows + 1)
     batch = batches.masked(np.arange(num_rows)).to(parallel.device())
     dtype = precision.dtype("auto", parallel.device().type == "cpu")
