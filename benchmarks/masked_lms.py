@@ -7,6 +7,11 @@ that they were trained on takes them as its own runs; on any other it trains its
 import shutil
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForMaskedLM
+
+from fast_electra.auxiliary import weights_fingerprint
+
 KEPT = Path(__file__).parent / "results" / "masked_lms"
 
 
@@ -27,3 +32,18 @@ def restore(scale: str, corpus: Path, runs: Path) -> list[str]:
         partial.rename(there)
         restored.append(kept.name)
     return restored
+
+
+def fingerprint(export: Path, used: str, dtype: str) -> str:
+    """The fingerprint of the masked LM in `export` as its file holds it, whatever a run computes in: rows in bfloat16
+    and in float32 name the same model alike.
+
+    `used` is what a run in `dtype` found; where the folder no longer holds that model, it stands.
+    """
+    if _loaded(export, getattr(torch, dtype)) != used:
+        return used
+    return _loaded(export, "auto")
+
+
+def _loaded(export: Path, dtype: torch.dtype | str) -> str:
+    return weights_fingerprint(AutoModelForMaskedLM.from_pretrained(export, dtype=dtype))

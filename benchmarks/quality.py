@@ -195,7 +195,7 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "weights": summary["weights"],
         "auxiliary": arm.auxiliary or None,
         "auxiliary_accuracy": summary.get("auxiliary_top1"),
-        "auxiliary_weights": summary.get("auxiliary_weights"),
+        "auxiliary_weights": _auxiliary_weights(study, arm, summary),
         "initial_weights": summary.get("initial_weights"),
         "judge_weights": scores.get("judge_weights"),
         "flops": flops,
@@ -217,6 +217,11 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         **json.loads((run / _TRAINED).read_text()),
         "judged_by": rows.commit(),
     }
+
+
+def _auxiliary_weights(study: Study, arm: Arm, summary: Row) -> str | None:
+    used = summary.get("auxiliary_weights")
+    return used and masked_lms.fingerprint(study.masked_lm(arm.auxiliary) / "export", used, summary["dtype"])
 
 
 def _auxiliary_flops(study: Study, arm: Arm, seed: int) -> float:

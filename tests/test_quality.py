@@ -415,6 +415,17 @@ def test_the_committed_rows_were_made_with_the_masked_lms_kept_beside_them():
         assert {row[field] for row in asked if row.get(field)} == {weights}
 
 
+def test_rows_name_a_masked_lm_alike_whatever_their_runs_compute_in():
+    """Rows in float32 that sample from the kept model, whose file is in bfloat16, were taken for another model's."""
+    export = masked_lms.KEPT / "4x128" / f"auxiliary-{arms.AUXILIARY_SEED}" / "export"
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    found = [weights_fingerprint(load(str(export), tokenizer, 64, dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    assert found[0] != found[1], "what a run is bound to: other numbers may come of other dtypes"
+    assert masked_lms.fingerprint(export, found[0], "bfloat16") == found[0]
+    assert masked_lms.fingerprint(export, found[1], "float32") == found[0]
+    assert masked_lms.fingerprint(export, "of a model since replaced", "float32") == "of a model since replaced"
+
+
 def test_the_committed_page_shows_the_committed_rows(tmp_path):
     """`make page` makes it anew."""
     results = ROOT / "benchmarks" / "results"
