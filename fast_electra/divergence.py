@@ -1,8 +1,8 @@
 """Numbers gone wrong: what a broken loss does to its update, losses above a running mean, a loss at its floor.
 
-DeepSpeed leaves out an update whose gradients are not finite, on all processes, before it touches a weight or a moment,
-and waits for the device to know. `broken_throughout` hands it a broken loss in that form, so that neither is ever
-trained on and nothing more is waited for. Spikes and the floor are looked at when a row is logged.
+An update whose gradients are not finite is left out, on all processes, before it touches a weight or a moment
+(broken_updates.py). `broken_throughout` brings a broken loss into that form, so that neither is ever trained on and
+nothing more is asked. Spikes and the floor are looked at when a row is logged.
 """
 
 import math

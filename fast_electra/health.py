@@ -4,19 +4,29 @@ What is found goes into spikes.jsonl with the numbers of the rows that it came f
 --rows N ...` prints their text. Every process comes to the same verdict at the same step.
 """
 
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fast_electra import checkpoint, parallel, sharded_weights
+from fast_electra.broken_updates import Verdict
 from fast_electra.divergence import DivergedError, Spikes, is_below_floor, last_below_floor
 from fast_electra.run_folder import MetricsLog
 from fast_electra.setup_run import Run
 
 _SHOWN_ROWS = 8
+_IN_FLIGHT = 1  # updates whose verdict is left on its way: with the next one given to it, the device is never idle
+
+
+class _Update(NamedTuple):
+    step: int
+    losses: Tensor  # of this process's micro-batches
+    counts: Tensor
+    verdict: Verdict
 
 
 class Health:
@@ -30,6 +40,7 @@ class Health:
         self.skipped, self._below_floor_at = parallel.from_rank_zero(before)
         self.spikes = Spikes(self.config.run.spike_deviations)
         self._update: list[Tensor] = []
+        self._in_flight: deque[_Update] = deque()
         self._losses: list[Tensor] = []
         self._steps: list[int] = []
 
@@ -37,20 +48,33 @@ class Health:
         """The loss of a micro-batch of this process; it stays on the device."""
         self._update.append(loss.detach())
 
-    def end_update(self) -> bool:
-        """Whether the update that these losses led to was made. All processes take part.
+    def end_update(self, counts: Tensor) -> list[Tensor]:
+        """The losses added since the last time, and `counts`, have led to an update; see `settle` for the one before.
 
-        Raises DivergedError when it was left out, unless `run.on_nan` says skip and fewer than `run.max_skipped` were.
+        All processes take part.
         """
-        step, losses = self.run.position.step + 1, torch.stack(self._update)
+        verdict = Verdict([engine.optimizer for engine in self.run.engines])
+        self._in_flight.append(_Update(self.run.position.step + 1, torch.stack(self._update), counts, verdict))
         self._update = []
-        if all(map(parallel.update_was_made, self.run.engines)):
-            self._losses.append(losses)
-            self._steps.append(step)
-            return True
-        (each,) = self._everywhere([losses])
-        self._refuse(step, each)
-        return False
+        return self.settle(_IN_FLIGHT)
+
+    def settle(self, but: int = 0) -> list[Tensor]:
+        """The counts of each update now known to have been made; the last `but` ones are not asked after yet.
+
+        All processes take part. Raises DivergedError for one that was left out, unless `run.on_nan` says skip and
+        fewer than `run.max_skipped` were.
+        """
+        made = []
+        while len(self._in_flight) > but:
+            step, losses, counts, verdict = self._in_flight.popleft()
+            if verdict.made():
+                self._losses.append(losses)
+                self._steps.append(step)
+                made.append(counts)
+            else:
+                (each,) = self._everywhere([losses])
+                self._refuse(step, each)
+        return made
 
     def look(self, report: dict[str, float]) -> None:
         """Look at the updates since the last time, whose metrics are `report`. All processes take part.

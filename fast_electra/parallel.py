@@ -30,7 +30,16 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
 from transformers.utils import logging as transformers_logging
 
-from fast_electra import compilation, deepspeed_config, exact_sums, operator_builds, preemption, shared_memory, slurm
+from fast_electra import (
+    broken_updates,
+    compilation,
+    deepspeed_config,
+    exact_sums,
+    operator_builds,
+    preemption,
+    shared_memory,
+    slurm,
+)
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 _TORCHS_LINEAR = functional.linear
@@ -250,6 +259,7 @@ def training_engine(
         exact_sums.install(each for each in module.modules() if id(each) not in within)
     with _buffers_kept(module):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
+    broken_updates.install(engine.optimizer)
     engine.monitor.enabled = (
         False  # it would write a line of its own at every update; what progress.py writes is written
     )
@@ -298,8 +308,3 @@ def set_learning_rate(engine: Engine, value: float) -> None:
     """Set the rate of every parameter group for the next update."""
     for group in engine.optimizer.param_groups:
         group["lr"] = value
-
-
-def update_was_made(engine: Engine) -> bool:
-    """Whether the engine made its last update; it leaves out one whose gradients are not finite, on all processes."""
-    return not engine.optimizer.overflow

@@ -155,6 +155,7 @@ def train(run: Run, progress: Progress) -> bool:
                 if run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0:
                     progress.write({"step": run.position.step, "held_out": evaluate(run)})
                 if due:
+                    progress.settle()
                     progress.health.require_sound_weights()
                     save(run)
                     saved = run.position

@@ -68,15 +68,22 @@ class Progress:
         self.health.add(loss)
 
     def end_update(self) -> None:
-        """Count what was added, unless the update was left out. All processes take part; raises DivergedError."""
-        if self.health.end_update():
-            assert self._update_counts is not None
-            self._counts = _plus(self._counts, self._update_counts)
+        """What was added has led to an update. All processes take part; raises DivergedError for an earlier one."""
+        assert self._update_counts is not None
+        self._count(self.health.end_update(self._update_counts))
         self._update_counts = None
         if self._warm is None:
             self._warm = (self.run.position.step + 1, self.elapsed())
             self.startup_seconds = time.time() - self.run.began
         self.watchdog.begin(f"training after step {self.run.position.step + 1:,}")
+
+    def settle(self) -> None:
+        """Wait until all updates so far are known to have been made, and count them. Raises DivergedError."""
+        self._count(self.health.settle())
+
+    def _count(self, made: list[Tensor]) -> None:
+        for counts in made:
+            self._counts = _plus(self._counts, counts)
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts of the run, pauses left out."""
@@ -114,6 +121,7 @@ class Progress:
 
     def log_step(self) -> None:
         """The row of the steps since the last one. All processes take part."""
+        self.settle()
         run, config, step = self.run, self.config, self.run.position.step
         report: dict[str, float] = {}
         if self._counts is not None:

@@ -43,8 +43,8 @@ class RunConfig:
     in backward: memory for time. `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs`
     of a paradigm (0: all).
 
-    An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops or leaves up
-    to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
+    An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops, after the
+    next update or sooner, or leaves up to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
     never. Losses `spike_deviations` standard deviations above their running mean are written down with their rows, 0
     means none. A process without progress for `hang_minutes`, starting or training, ends itself, 0 means never.
     """

@@ -13,13 +13,13 @@ _FLOW = """
     gumbel replacements replacement_codec replacement_shard replacement_store
     discriminator metrics objectives joint decoupled replay trained
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
-    slurm preemption failure watchdog operator_builds shared_memory injection
+    slurm preemption failure watchdog operator_builds shared_memory injection broken_updates
     parallel fetching sharded_weights stop_vote auxiliary_engine universal checkpoint export setup_run precompute
     health progress pretrain status row_text
     layer_decay glue squad scores tasks task_head finetune finetune_runs
 """
 FLOW = _FLOW.split()
-EDGE = {"injection", "parallel", "sharded_weights", "stop_vote", "universal", "checkpoint"}
+EDGE = {"broken_updates", "injection", "parallel", "sharded_weights", "stop_vote", "universal", "checkpoint"}
 EDGE_PACKAGES = ("torch.distributed", "deepspeed", "megatron.core.parallel_state")
 
 

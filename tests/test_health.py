@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, clean_environment, launch
+from torch.nn.utils import get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_electra import parallel, pretrain, recipes, run_folder, setup_run, sharded_weights
+from fast_electra.broken_updates import Verdict
 from fast_electra.divergence import WARM_UP, DivergedError
 from fast_electra.progress import Progress
 from fast_electra.watchdog import Watchdog
@@ -66,7 +69,7 @@ def update(run, progress, step):
     for first in range((step - 1) * ROWS, step * ROWS, MICRO):
         pretrain.micro_step(run, run.batches.training(first, MICRO), 0.5, progress)
     progress.end_update()
-    return parallel.update_was_made(run.engine)
+    return Verdict([run.engine.optimizer]).made()
 
 
 def state(run):
@@ -106,6 +109,54 @@ def test_a_broken_update_is_left_out_without_a_trace(stage, dtype, tiny_corpus, 
     twin.engine.destroy()
 
 
+class Asked(TorchDispatchMode):
+    """Counts how often the host asks a tensor for its value, for which a GPU would have to come to rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, function, _types, arguments=(), more=None):
+        self.times += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(more or {}))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_update_asks_the_device_for_nothing(stage, tiny_corpus, tmp_path):
+    run = make_run(tmp_path / "run", tiny_corpus, stage, dtype="bfloat16")
+    progress = Progress(run, Watchdog(0))
+    update(run, progress, 1)
+    batches = [run.batches.training(first, MICRO) for first in (ROWS, ROWS + MICRO)]
+    with Asked() as asked:
+        for batch in batches:
+            pretrain.micro_step(run, batch, 0.5, progress)
+    assert asked.times == 0
+    with Asked() as asked:
+        progress.end_update()
+    assert asked.times == 1, "after the update before it, which has ended long since"
+    run.engine.destroy()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_gradients_are_clipped_to_the_norm_that_is_reported(stage, tiny_corpus, tmp_path):
+    """Adam's first moment after one update is (1 - beta1) times the gradient it was given."""
+    norms = {}
+    for clip in (0.0, 1e9, 0.01):
+        run = make_run(tmp_path / f"run{clip}", tiny_corpus, stage)
+        run.engine.optimizer.clip_grad = clip
+        update(run, Progress(run, Watchdog(0)), 1)
+        adam = run.engine.optimizer.optimizer
+        moments = [each["exp_avg"] for each in adam.state.values()]
+        beta1 = run.config.optimizer.beta1
+        norms[clip] = (float(run.engine.get_global_grad_norm()), float(get_total_norm(moments)) / (1 - beta1))
+        run.engine.destroy()
+    free = norms[0.0][0]
+    assert free > 0.1
+    assert norms[0.0] == pytest.approx((free, free), rel=1e-5)
+    assert norms[1e9] == pytest.approx((free, free), rel=1e-5), "nothing to clip"
+    assert norms[0.01] == pytest.approx((free, 0.01), rel=1e-3), "the norm from before"
+
+
 def spikes(folder):
     return [json.loads(line) for line in (folder / "spikes.jsonl").read_text().splitlines()]
 
@@ -129,6 +180,20 @@ def test_a_run_stops_with_step_rows_checkpoint_and_remedy(tiny_corpus, tmp_path)
     assert (row["step"], row["kind"], row["rows"]) == (5, "broken", rows)
     assert ", ".join(map(str, rows)) in message
     run.engine.destroy()
+
+
+def test_between_logged_steps_a_broken_update_is_noticed_after_the_next_and_never_saved_over(tiny_corpus, tmp_path):
+    """Asked at once, the device would stand still after each update."""
+    for name, of_run, last in (("seldom", {"save_every": 50}, 6), ("saved", {"save_every": 5}, 5)):
+        run = make_run(tmp_path / name, tiny_corpus, log_every=50, **of_run)
+        break_loss(run, at={2 * 4 + 1})
+        progress = Progress(run, Watchdog(0))
+        with pytest.raises(DivergedError, match=r"^step 5: the loss of 1 of its 2 micro-batches"):
+            pretrain.train(run, progress)
+        assert len(progress.health._steps) == 4
+        assert run.position.step == last - (name == "seldom"), "raised while, or after, update `last` ended"
+        assert not list((tmp_path / name / "checkpoints").glob("*"))
+        run.engine.destroy()
 
 
 def test_skipping_has_a_limit_over_all_starts_and_is_counted(tiny_corpus, tmp_path):

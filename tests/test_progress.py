@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_health import make_run
 
 from fast_electra import progress as clocks
@@ -19,7 +20,7 @@ def ticking(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(clocks, "time", clock)
     run.began, run.position = 1_090.0, Position(3, 0, 50.0)
     progress = Progress(run, Watchdog(0))
-    monkeypatch.setattr(progress.health, "end_update", lambda: False)
+    monkeypatch.setattr(progress.health, "end_update", lambda _counts: [])
     yield run, progress, now
     progress.close()
     run.engine.destroy()
@@ -27,6 +28,7 @@ def ticking(tiny_corpus, tmp_path, monkeypatch):
 
 def update(run, progress, now, seconds):
     now.seconds += seconds
+    progress.add(torch.ones(1), torch.ones(()))
     progress.end_update()
     run.position = Position(run.position.step + 1, 0, progress.elapsed())
 
