@@ -44,9 +44,10 @@ class RunConfig:
     of a paradigm (0: all).
 
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops, after the
-    next update or sooner, or leaves up to `max_skipped` of them out. A loss at the majority-class floor for `floor_patience` steps stops it too, 0 means
-    never. Losses `spike_deviations` standard deviations above their running mean are written down with their rows, 0
-    means none. A process without progress for `hang_minutes`, starting or training, ends itself, 0 means never.
+    next update or sooner, or leaves up to `max_skipped` of them out. A loss at the majority-class floor for
+    `floor_patience` steps stops it too, 0 means never. Losses `spike_deviations` standard deviations above their
+    running mean are written down with their rows, 0 means none. A process without progress for `hang_minutes`, starting
+    or training, ends itself, 0 means never.
     """
 
     steps: int = 125_000
