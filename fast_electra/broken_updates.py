@@ -4,6 +4,7 @@ DeepSpeed asks several times an update (whether a gradient has overflowed; the n
 of weights), and after each answer the device stands still until the next kernels have started. Here the norm stays on
 the device: torch's fused AdamW takes what comes of it as `grad_scale` and `found_inf`, clips by the one and, where the
 other is 1, leaves weights, moments and its count of updates as they were. The verdict is read when it has long come.
+(Under ZeRO-3 DeepSpeed still waits for its reductions at the end of each backward.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
