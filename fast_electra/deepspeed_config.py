@@ -126,6 +126,7 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         "gradient_clipping": optimizer.clip_norm,
         "bf16.enabled": config.run.dtype == "bfloat16",
         "bf16.check_grad_overflow": True,
+        "zero_optimization.compute_grad_norm": True,
         "optimizer.type": "AdamW",
         "optimizer.params.lr": optimizer.peak_learning_rate,
         "optimizer.params.betas": [optimizer.beta1, optimizer.beta2],
@@ -145,6 +146,8 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
     ]
     if filled.get("fp16", {}).get("enabled"):
         clashes.append("fp16.enabled: training runs in bf16 or float32 (run.dtype)")
+    if filled.get("torch_autocast", {}).get("enabled"):
+        clashes.append("torch_autocast.enabled: the weights themselves are in run.dtype, and computed with as they are")
     if filled.get("compile", {}).get("deepcompile"):
         clashes.append("compile.deepcompile: what is compiled is run.compile's to say, which compiles layer by layer")
     if "scheduler" in filled:

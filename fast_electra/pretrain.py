@@ -151,11 +151,13 @@ def train(run: Run, progress: Progress) -> bool:
             if ended or run.position.step % config.run.log_every == 0:
                 progress.log_step()
                 due = due or is_overdue(run, saved)
+            evaluates = run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0
             with progress.paused():
-                if run.position.step < config.run.steps and run.position.step % config.run.evaluate_every == 0:
+                if evaluates or due:
+                    progress.settle()
+                if evaluates:
                     progress.write({"step": run.position.step, "held_out": evaluate(run)})
                 if due:
-                    progress.settle()
                     progress.health.require_sound_weights()
                     save(run)
                     saved = run.position

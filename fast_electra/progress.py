@@ -73,6 +73,7 @@ class Progress:
         self._count(self.health.end_update(self._update_counts))
         self._update_counts = None
         if self._warm is None:
+            self.settle()  # so that it has ended, not only begun, on a GPU too
             self._warm = (self.run.position.step + 1, self.elapsed())
             self.startup_seconds = time.time() - self.run.began
         self.watchdog.begin(f"training after step {self.run.position.step + 1:,}")

@@ -51,6 +51,15 @@ def train(engine: parallel.Engine, updates: int, first: int = 0) -> None:
             engine.step()
 
 
+def plain_norm(engine: parallel.Engine, update: int) -> float:
+    """The gradient's norm at an update, of a whole model in plain torch on the whole batch."""
+    plain = Model()
+    plain.load_state_dict(dict(sharded_weights.full_weights(engine, engine.module)))
+    plain.float()(torch.randint(13, (24, 5), generator=torch.Generator().manual_seed(update))).backward()
+    gradients = [weight.grad for weight in plain.parameters() if weight.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
 def digest(engine: parallel.Engine) -> str:
     """Of everything that an update reads, whole."""
     found = hashlib.sha256()
@@ -71,7 +80,11 @@ def main() -> None:
     before = {name: tensor.clone() for name, tensor in sharded_weights.full_weights(engine, engine.module)}
     position = checkpoint.restore(engine, folder)
     if action == "train":
-        train(engine, 3, position.step)
+        train(engine, 2, position.step)
+        plain = plain_norm(engine, position.step + 2)
+        train(engine, 1, position.step + 2)
+        if parallel.rank() == 0:
+            print(f"norm {float(engine.get_global_grad_norm()) / plain}", flush=True)
         position = Position(position.step + 3, 72, 1.0)
         checkpoint.save(engine, folder, position, Keep(9))
     moved = [not torch.equal(before[name], now) for name, now in sharded_weights.full_weights(engine, engine.module)]

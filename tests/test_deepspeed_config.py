@@ -77,7 +77,8 @@ def test_all_clashes_are_reported_together():
         "fp16": {"enabled": True},
         "scheduler": {"type": "WarmupLR"},
         "compile": {"deepcompile": True},
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"},
+        "torch_autocast": {"enabled": True, "dtype": "float16"},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "compute_grad_norm": False},
     }
     with pytest.raises(ValueError) as caught:
         fill(given, DEMO, 1, on_cpu=True)
@@ -88,6 +89,8 @@ def test_all_clashes_are_reported_together():
         "fp16.enabled",
         "scheduler",
         "compile.deepcompile",
+        "torch_autocast.enabled",
+        "zero_optimization.compute_grad_norm: the JSON says False, the recipe True",
         "zero_optimization.reduce_bucket_size: 'auto' has no counterpart",
     ):
         assert part in str(caught.value)

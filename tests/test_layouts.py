@@ -20,12 +20,13 @@ def run(processes, stage, folder, action):
     with start([*command, str(folder), action], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, f"{stdout[-3000:]}\n{stderr[-6000:]}"
-    return dict(re.findall(r"^(digest|decays|moved|loss) (.*)$", stdout, re.MULTILINE))
+    return dict(re.findall(r"^(digest|decays|moved|loss|norm) (.*)$", stdout, re.MULTILINE))
 
 
 def chain(layouts, folder):
     """Train in the first layout, then restore in each other and train on; every restored state is the saved one."""
     saved = run(*layouts[0], folder, "train")
+    assert float(saved["norm"]) == pytest.approx(1, rel=0.03), "of plain torch in float32"
     for updates, layout in enumerate(layouts[1:], start=1):
         restored = run(*layout, folder, "restore")
         assert restored["digest"] == saved["digest"], layout
@@ -38,6 +39,7 @@ def chain(layouts, folder):
         assert not list(folder.glob("*.partial"))
         if layout is not layouts[-1]:
             saved = run(*layout, folder, "train")
+            assert float(saved["norm"]) == pytest.approx(1, rel=0.03)
 
 
 def test_from_zero_3_to_zero_1_all_is_restored_to_the_bit(tmp_path):
