@@ -34,6 +34,7 @@ from fast_electra.run_folder import environment, flatten, write_json
 
 _MANY_EPOCHS = ("RTE", "STS-B")
 _LEAST_SQUAD_ROW = 16
+_LOOKED_AT = 50  # steps from one look at the weights to the next
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Job:
             train_dataset=self._train_rows(),  # type: ignore[arg-type]
             data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.padding),
             processing_class=self.tokenizer,
-            callbacks=[Bar(title)],
+            callbacks=[Bar(title), Sound(title)],
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW,
                 {"params": groups, "lr": chosen.learning_rate, "betas": (0.9, 0.999), "eps": 1e-6},
@@ -244,6 +245,26 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
+class Sound(TrainerCallback):
+    """Ends a training that has diverged: clipped by a norm that is no number, all weights become none with one."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the smallest weight. Raises DivergedError."""
+        weight = min(kwargs["model"].parameters(), key=torch.numel)
+        if state.global_step % _LOOKED_AT == 0 and not weight.isfinite().all():
+            raise _diverged(f"{self.title}, step {state.global_step} of {state.max_steps}: weights", args)
+
+
+def _diverged(what: str, args: Any) -> DivergedError:
+    return DivergedError(
+        f"{what} of the model are no numbers, so training diverged at learning_rate = {args.learning_rate:g}; give a "
+        "lower one"
+    )
+
+
 def progress_bar(title: str, total: int, unit: str) -> tqdm:
     """A bar that does not flood a log file."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
@@ -255,10 +276,7 @@ def _predict(trainer: Trainer, rows: list[dict[str, Any]], title: str) -> Any:
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
     outputs = trainer.predict([rows[index] for index in order]).predictions  # type: ignore[arg-type]
     if not all(np.isfinite(part).all() for part in (outputs if isinstance(outputs, tuple) else (outputs,))):
-        raise DivergedError(
-            f"{title}: some outputs of the model are no numbers, so training diverged at learning_rate = "
-            f"{trainer.args.learning_rate:g}; give a lower one"
-        )
+        raise _diverged(f"{title}: some outputs", trainer.args)
     back = np.argsort(order)
     return tuple(part[back] for part in outputs) if isinstance(outputs, tuple) else outputs[back]
 

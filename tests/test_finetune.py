@@ -334,6 +334,13 @@ def test_a_loss_that_diverges_is_an_error_and_no_result(encoders, files, tmp_pat
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_it_is_noticed_while_training_goes_on(encoders, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("fast_electra.finetune._LOOKED_AT", 2)
+    wild = Settings(learning_rate=1e20, layer_decay=1.0, epochs=9, warmup_ratio=0.0, bf16=False)
+    with pytest.raises(DivergedError, match=r"STS-B seed 1, step [2468] of \d+: weights of the model are no numbers"):
+        finetune(encoders["modernbert"], "STS-B", 1, files, str(tmp_path), wild)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
