@@ -57,8 +57,7 @@ class Contestant:
 
     def update(self) -> dict[str, float]:
         """One update; the seconds of its parts."""
-        parts = [self.train_step() for _ in range(self.micro_batches)]
-        return {name: sum(each[name] for each in parts) for name in PARTS}
+        return _of_an_update([self.train_step() for _ in range(self.micro_batches)])
 
     def train_step(self, batch: MaskedBatch | None = None, wait: bool = True) -> dict[str, float]:
         """One micro-batch, `batch` if it was made before; the seconds of its parts, on a GPU true only with `wait`."""
@@ -92,9 +91,7 @@ class Contestant:
             parts = [self.train_step(batch, wait=False) for batch in chain([first], batches)]
             parallel.barrier()
             self.seconds.append((now() - start) / steps)
-        if on_gpu:
-            parts, steps = [self.update()], 1
-        self.parts.append({name: sum(each[name] for each in parts) / steps for name in PARTS})
+        self.parts.append(self.update() if on_gpu else _of_an_update(parts, steps))
 
     def _span(self, micro_step: int) -> tuple[int, int]:
         """The rows of a micro-batch on this process: the first, and how many."""
@@ -106,6 +103,11 @@ class Contestant:
         self.run.engine.destroy()
         if self.run.generator is not None:
             self.run.generator.destroy()
+
+
+def _of_an_update(micro_steps: list[dict[str, float]], updates: int = 1) -> dict[str, float]:
+    """Seconds of the parts of an update, from those of all micro-batches of so many."""
+    return {name: sum(each[name] for each in micro_steps) / updates for name in PARTS}
 
 
 def now() -> float:
