@@ -127,6 +127,7 @@ def test_an_update_asks_the_device_for_nothing(stage, tiny_corpus, tmp_path):
     run = make_run(tmp_path / "run", tiny_corpus, stage, dtype="bfloat16")
     progress = Progress(run, Watchdog(0))
     update(run, progress, 1)
+    assert not progress.health._in_flight, "the first of a start is waited for: the clock begins with its end"
     batches = [run.batches.training(first, MICRO) for first in (ROWS, ROWS + MICRO)]
     with Asked() as asked:
         for batch in batches:

@@ -42,8 +42,8 @@ def chain(layouts, folder):
             assert float(saved["norm"]) == pytest.approx(1, rel=0.03)
 
 
-def test_from_zero_3_to_zero_1_all_is_restored_to_the_bit(tmp_path):
-    chain([(1, 3), (1, 1)], tmp_path / "a folder [with] (odd) + name")
+def test_from_two_processes_of_zero_3_to_one_of_zero_1_all_is_restored_to_the_bit(tmp_path):
+    chain([(2, 3), (1, 1)], tmp_path / "a folder [with] (odd) + name")
 
 
 @pytest.mark.survive
