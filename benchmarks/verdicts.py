@@ -169,12 +169,14 @@ def collapsed(row: Row) -> bool:
 def highest_rate(found: Sequence[Row], main_arm: str) -> int | None:
     """The highest multiple of the peak learning rate up to which none of a main arm's runs collapsed.
 
-    0 where the lowest tried did, None where none was tried.
+    0 where the lowest did; None where one was not tried, up to that at which one did.
     """
-    highest = None
+    highest = 0
     for rate in arms.RATES:
         members = rows.select(found, "quality", arm=f"{main_arm}_x{rate}")
-        if members and any(map(collapsed, members)):
-            return highest or 0
-        highest = rate if members else highest
+        if not members:
+            return None
+        if any(map(collapsed, members)):
+            return highest
+        highest = rate
     return highest

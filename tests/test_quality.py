@@ -290,6 +290,7 @@ def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, their
     ]
     assert said in "\n".join(quality_sections._rates(found))
     assert "Steadier" not in "\n".join(quality_sections._rates(found[:4]))
+    assert "Steadier" not in "\n".join(quality_sections._rates(found[1:])), "the lowest rate was not tried"
     assert "The second judge" not in "\n".join(quality_sections.quality_section(found, tmp_path)), "it asked none"
 
 
