@@ -112,7 +112,7 @@ def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_co
 
     def initialize(model, **_):
         made.append(model)
-        return (SimpleNamespace(monitor=SimpleNamespace()),)
+        return (SimpleNamespace(monitor=SimpleNamespace(), optimizer=SimpleNamespace(optimizer=None)),)
 
     monkeypatch.setattr(deepspeed, "initialize", initialize)
     config = recipes.get("demo")
