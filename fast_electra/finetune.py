@@ -253,8 +253,9 @@ class Sound(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the smallest weight. Raises DivergedError."""
-        weight = min(kwargs["model"].parameters(), key=torch.numel)
-        if state.global_step % _LOOKED_AT == 0 and not weight.isfinite().all():
+        if state.global_step % _LOOKED_AT:
+            return
+        if not min(kwargs["model"].parameters(), key=torch.numel).isfinite().all():
             raise _diverged(f"{self.title}, step {state.global_step} of {state.max_steps}: weights", args)
 
 
