@@ -28,6 +28,7 @@ _PARTS = {
 }
 _KIND_COLOURS = ("#1f5a94", "#6baed6", "#9e9ac8", "#bdbdbd", "#e6793a", "#f7c59f")
 _KINDS = dict(zip(KINDS, _KIND_COLOURS, strict=True))
+_STEP = {"products": "#1f5a94", "attention": "#6baed6", "rest": "#d9d9d9"}
 _OBJECTIVE_COLOURS = {name: f"C{number}" for number, name in enumerate(OBJECTIVES)} | {PLAIN: "#bdbdbd"}
 
 
@@ -85,6 +86,24 @@ def tokens_per_second(measured: Sequence[tuple[Row, list[Row]]], path: Path) -> 
         title += ", compiled" if shared["compiled"] else ""
         _name_bars(axis, title, [row["objective"] for row in members])
     _finish(figure, path, [], [])
+
+
+def step_by_part(found: Sequence[Row], path: Path) -> None:
+    """Milliseconds of each part of an update: what products and attention take alone, and the rest; a panel a row."""
+    figure, axes = _panels(len(found), "ms an update")
+    for axis, row in zip(axes, found, strict=False):
+        parts = list(row["by_part"].items())[::-1]
+        for place, (_, here) in enumerate(parts):
+            left = 0.0
+            for kind, colour in _STEP.items():
+                until = here["seconds"] if kind == "rest" else left + here[kind]
+                axis.barh(place, 1e3 * max(0.0, until - left), left=1e3 * left, color=colour)
+                left = max(left, until)
+            axis.text(1e3 * left, place, f" {1e3 * here['seconds']:,.1f}", va="center", fontsize=8, color=_INK)
+        title = f"{row['recipe']}, {row['objective']}, {shape(row)}, {machine(row)}"
+        _name_bars(axis, title + (", compiled" if row["compiled"] else ""), [name for name, _ in parts])
+    labels = ["matrix products alone", "fused attention alone", "the rest"]
+    _finish(figure, path, [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _STEP.values()], labels)
 
 
 def entries_per_position(counted: Sequence[Row], path: Path) -> None:

@@ -1,9 +1,9 @@
 """One page from result rows: report.md with its pictures, and rows.jsonl with every figure on it.
 
 FLOPs are counted anew, simulated rows are made where case or code has changed, measured rows come from this machine's
-runs/bench/measured.jsonl, replay.jsonl and engines.jsonl, and from any files of other machines named with --rows, the
-rows of the quality study from benchmarks/results/quality.jsonl. Measured rows of mixed code versions are refused, and
-so is a page without any: a table has no silent gaps.
+runs/bench/measured.jsonl, replay.jsonl, engines.jsonl and products.jsonl, and from any files of other machines named
+with --rows, the rows of the quality study from benchmarks/results/quality.jsonl. Measured rows of mixed code versions
+are refused, and so is a page without any: a table has no silent gaps.
 
     python -m benchmarks.report [--output runs/bench] [--rows benchmarks/results/gpu_h200.jsonl ...]
 """
@@ -21,6 +21,7 @@ from benchmarks import (
     engine_section,
     machine_sections,
     per_gpu,
+    products_section,
     quality_sections,
     replay_section,
     rows,
@@ -31,6 +32,8 @@ from benchmarks.rows import Row
 from benchmarks.simulate import simulate_all
 
 QUALITY = rows.ROOT / "benchmarks/results/quality.jsonl"
+# What is measured, by the file of runs/bench that keeps it: the kind of its rows.
+MEASURED = {"measured": "throughput", "replay": "replay", "engines": "engine", "products": "products"}
 # Each takes all rows and a folder for its pictures and gives lines of Markdown; the page has them in this order.
 SECTIONS = (
     cost_sections.claims_section,
@@ -38,6 +41,7 @@ SECTIONS = (
     machine_sections.memory_section,
     machine_sections.throughput_section,
     targets.target_section,
+    products_section.products_section,
     engine_section.engine_section,
     replay_section.replay_section,
     cost_sections.total_cost_section,
@@ -51,29 +55,29 @@ def gather(folder: Path, others: Sequence[Path], mixed_code: bool = False) -> li
     `mixed_code` allows measured rows of several code versions. Raises ValueError for such rows without it, for no
     measured row or one that is there twice, FileNotFoundError for a file that is absent.
     """
-    here = [path for name in ("measured", "replay", "engines") if (path := folder / f"{name}.jsonl").exists()]
+    here = [path for name in MEASURED if (path := folder / f"{name}.jsonl").exists()]
     read = [row for path in (*here, *others) for row in rows.read(path)]
-    kinds = ("throughput", "replay", "engine", "quality")
-    measured, replayed, engines, quality = (rows.select(read, kind) for kind in kinds)
-    if not measured:
+    measured = [row for kind in MEASURED.values() for row in rows.select(read, kind)]
+    throughput, quality = (rows.select(read, kind) for kind in ("throughput", "quality"))
+    if not throughput:
         raise ValueError(
             f"no measured row in {folder / 'measured.jsonl'} or in the files named with --rows: run "
             "`python -m benchmarks.measure base/frozen base/joint_shallow` first, or name a file of another machine"
         )
     if not mixed_code:
-        rows.one_version([*measured, *replayed, *engines])
-    rows.distinct([*measured, *replayed, *engines, *quality])
+        rows.one_version(measured)
+    rows.distinct([*measured, *quality])
     counted = costs.count_all(cases.COUNTED)
     simulated = simulate_all(cases.SIMULATED, folder / "simulated.jsonl")
-    found = [*counted, *simulated, *measured, *replayed, *engines, *quality]
+    found = [*counted, *simulated, *measured, *quality]
     return [
         *found,
         *costs.savings(counted),
         *costs.total_costs(counted),
         *comparisons.memory_savings(simulated),
         *per_gpu.per_gpu_all(simulated),
-        *comparisons.speeds(measured),
-        *targets.targets(measured),
+        *comparisons.speeds(throughput),
+        *targets.targets(throughput),
     ]
 
 

@@ -39,6 +39,7 @@ SOURCES = {
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
+    "products": ("benchmarks/products.py", *_SHAPES, *_REPLAYED, *_TIMED),
     "quality": (
         *("benchmarks/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
         *(f"fast_electra/{name}.py" for name in ("blimp", "config", "encoder", "joint", "recipes", "trained")),

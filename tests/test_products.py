@@ -1,0 +1,79 @@
+"""A step beside its own matrix products: what is noted is every FLOP of it, and what is timed is what was noted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import contestant, products, rows
+from benchmarks.cases import Case
+from benchmarks.contestant import PARTS, Variant
+from benchmarks.products_section import milliseconds, products_section
+from fast_electra import deepspeed_config, parallel
+
+ROOT = Path(__file__).parent.parent
+TINY = Case("demo", "frozen", 64, 512, "masked", 4)
+
+
+@pytest.fixture
+def settings() -> dict[str, object]:
+    parallel.start()
+    return deepspeed_config.read(str(ROOT / "ds_configs/zero1.json"))
+
+
+def test_operations_alike_are_noted_once_and_composite_ones_taken_apart() -> None:
+    one, other, weight = torch.randn(3, 4), torch.randn(3, 4), torch.randn(5, 4)
+    recorder = products.Recorder()
+    with recorder.part("forward"), torch.inference_mode():
+        found = F.linear(one, weight), F.linear(other, weight), F.linear(one[:2], weight), one + other
+    assert torch.equal(found[1], other @ weight.T)
+    told = sorted((each.flops, each.times, each.shapes) for each in recorder.operations.values())
+    assert told == [(2 * 2 * 4 * 5, 1, "(2, 4) x (4, 5)"), (2 * 3 * 4 * 5, 2, "(3, 4) x (4, 5)")]
+    assert all(torch.equal(each.call(), one[: len(each.call())] @ weight.T) for each in recorder.operations.values())
+
+
+@pytest.mark.parametrize("objective", ["frozen", "replay", "joint_shallow", "joint_decoupled", "mlm"])
+def test_no_flop_of_a_step_is_missed(objective: str, settings: dict[str, object], tmp_path: Path) -> None:
+    case = replace(TINY, objective=objective)
+    each = contestant.build(case, settings, tmp_path)
+    found = products.operations(each)
+    each.close()
+    counted = sum(operation.flops * operation.times for operation in found)
+    assert counted == pytest.approx(each.run.flops_per_token * each.tokens_per_step, rel=1e-12)
+    auxiliary = {operation.part for operation in found} - {"forward", "backward"}
+    assert auxiliary == ({"inputs"} if objective in ("frozen", "joint_decoupled") else set())
+
+
+def test_a_step_is_told_beside_its_products(settings: dict[str, object], tmp_path: Path) -> None:
+    row = products.measure(TINY, settings, turns=2, variant=Variant(micro_batches=2)) | rows.provenance("products")
+    assert (row["micro_batches"], row["n"], row["compiled"]) == (2, 2, False)
+    assert 0 < row["share_lowest"] <= row["share"] <= row["share_highest"]
+    assert row["tflops_alone"] * row["seconds_alone"] == pytest.approx(row["tflops"] * row["seconds"])
+    by_operation = sum(each["times"] * each["seconds"] for each in row["operations"])
+    by_part = sum(row["by_part"][part][kind] for part in PARTS for kind in ("products", "attention"))
+    assert by_operation == pytest.approx(row["seconds_alone"]) == pytest.approx(by_part)
+    assert row["by_part"]["update"]["products"] == 0 < row["by_part"]["update"]["seconds"]
+    assert sum(milliseconds(row, "forward").values()) == pytest.approx(1e3 * row["by_part"]["forward"]["seconds"])
+    text = "\n".join(products_section([row], tmp_path))
+    assert f"{100 * row['share']:.1f} %" in text
+    assert f"{row['tflops_alone']:.3g} if it were nothing else." in text
+    on_gpu = "\n".join(products_section([row | {"vendor_peak_tflops": 989.0, "tflops": 494.5}], tmp_path))
+    assert "; 50.0 % and " in on_gpu
+    assert (tmp_path / "products.png").stat().st_size > 5000
+
+
+def test_rows_are_kept_for_the_page_and_a_bad_case_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    json = str(ROOT / "ds_configs/zero1.json")
+    given = ["demo/replay/64/512/masked/2", "--turns", "1", "--output", str(tmp_path), "--deepspeed", json]
+    assert products.main(given) == 0
+    [row] = rows.read(tmp_path / "products.jsonl")
+    assert row["code"] == rows.code_version("products")
+    told = capsys.readouterr().out
+    assert told.count("backward  mm") == sum(
+        (each["part"], each["operation"]) == ("backward", "mm") for each in row["operations"]
+    )
+    assert products.main(["demo/replai"]) == 2
+    assert "did you mean 'replay'" in capsys.readouterr().err
+    assert "No step was timed" in "\n".join(products_section([], tmp_path))
