@@ -37,8 +37,8 @@ def test_operations_alike_are_noted_once_and_composite_ones_taken_apart() -> Non
 @pytest.mark.parametrize("objective", ["frozen", "replay", "joint_shallow", "joint_decoupled", "mlm"])
 def test_no_flop_of_a_step_is_missed(objective: str, settings: dict[str, object], tmp_path: Path) -> None:
     case = replace(TINY, objective=objective)
-    each = contestant.build(case, settings, tmp_path)
-    found = products.operations(each)
+    found = products.operations(case, settings, tmp_path)
+    each = contestant.build(case, settings, tmp_path / "again")
     each.close()
     counted = sum(operation.flops * operation.times for operation in found)
     assert counted == pytest.approx(each.run.flops_per_token * each.tokens_per_step, rel=1e-12)
