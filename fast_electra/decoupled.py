@@ -23,7 +23,7 @@ from fast_electra.batches import MaskedBatch
 from fast_electra.config import Config
 from fast_electra.discriminator import ReplacedTokenDetection
 from fast_electra.divergence import broken_throughout
-from fast_electra.joint import Joint, generator_counts
+from fast_electra.joint import Joint
 from fast_electra.objectives import MaskedLMLoss, corrupt, masked_lm_inputs
 from fast_electra.separation import WHOLE_ROWS
 from fast_electra.statistic import uniforms
@@ -83,26 +83,25 @@ class Decoupled(Joint):
 
     def inputs(self, batch: MaskedBatch, u: float) -> Any:
         """Train the generator on the batch and corrupt it with samples of the same forward pass."""
-        loss, logits = self.generator(*masked_lm_inputs(batch, self.mask_id))
+        loss, logits, counts = self.generator(*masked_lm_inputs(batch, self.mask_id))
         self.generator.backward(broken_throughout(loss))
         self.generator.step()
-        return self._corrupted(batch, loss.detach(), logits.detach())._replace(generator_logits=logits.new_empty(0))
+        return self._corrupted(batch, logits.detach(), counts)._replace(generator_logits=logits.new_empty(0))
 
     def evaluation_inputs(self, batch: MaskedBatch) -> Any:
         """The batch corrupted with the generator's samples; nothing is trained."""
         self.generator.eval()
         with torch.no_grad():
-            loss, logits = self.generator(*masked_lm_inputs(batch, self.mask_id))
+            _, logits, counts = self.generator(*masked_lm_inputs(batch, self.mask_id))
         self.generator.train()
-        return self._corrupted(batch, loss, logits)
+        return self._corrupted(batch, logits, counts)
 
     def token_scores(self, module: Any, input_ids: Tensor) -> Tensor:
         """The discriminator's log P(original) of each token; the generator has no part in it."""
         labels, nothing = torch.zeros_like(input_ids, dtype=torch.uint8), torch.empty(0, device=input_ids.device)
         return discriminator.log_original(module(input_ids, labels, WHOLE_ROWS, nothing, nothing)[1])
 
-    def _corrupted(self, batch: MaskedBatch, loss: Tensor, logits: Tensor) -> DecoupledInputs:
+    def _corrupted(self, batch: MaskedBatch, logits: Tensor, counts: Tensor) -> DecoupledInputs:
         self.special_ids = self.special_ids.to(logits.device)  # moves once
         samples = sample(logits, 1.0, uniforms(batch, self.config.seed), self.special_ids)
-        targets = batch.input_ids.gather(1, batch.positions)
-        return DecoupledInputs(*corrupt(batch, samples), generator_counts(loss, logits, targets), logits)
+        return DecoupledInputs(*corrupt(batch, samples), counts, logits)

@@ -168,14 +168,7 @@ class JointLoss(nn.Module):
         corrupted = corrupt(batch, self.sample(logits, 1.0, uniforms, self.special_ids))
         rtd, rtd_logits = self.discriminator(*corrupted)
         seen = logits.new_empty(0) if self.training else logits
-        return mlm + self.weight * rtd, rtd_logits, *corrupted, generator_counts(mlm, logits, targets), seen
-
-
-@torch.no_grad()
-def generator_counts(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """metrics.mlm_counts (3,) of a batch whose mean `loss` is known: positions, loss, hits."""
-    hits = (logits.argmax(dim=-1) == targets).sum().double()
-    return torch.stack([torch.full_like(hits, targets.numel()), loss.double() * targets.numel(), hits])
+        return mlm + self.weight * rtd, rtd_logits, *corrupted, metrics.mlm_counts(mlm, logits, targets), seen
 
 
 class Joint:

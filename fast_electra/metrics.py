@@ -46,12 +46,12 @@ def rtd_report(counts: Tensor, masked_share: float) -> dict[str, float]:
     }
 
 
-def mlm_counts(logits: Tensor, targets: Tensor) -> Tensor:
-    """Float64 sums over the masked positions (B, N) of logits (B, N, V): positions, loss, hits."""
-    logits, targets = logits.detach().float().flatten(0, 1), targets.flatten()
-    each = F.cross_entropy(logits, targets, reduction="sum").double()
+@torch.no_grad()
+def mlm_counts(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """Float64 sums over the masked positions (B, N) of logits (B, N, V) whose mean `loss` is known: positions, loss,
+    hits."""
     hits = (logits.argmax(dim=-1) == targets).sum().double()
-    return torch.stack([torch.full_like(each, targets.numel()), each, hits])
+    return torch.stack([torch.full_like(hits, targets.numel()), loss.double() * targets.numel(), hits])
 
 
 def mlm_report(counts: Tensor) -> dict[str, float]:

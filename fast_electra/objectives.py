@@ -183,7 +183,7 @@ def masked_lm_inputs(batch: MaskedBatch, mask_id: int) -> MaskedLMInputs:
 
 
 class MaskedLMLoss(nn.Module):
-    """What the engine trains for `mlm`: loss and logits at the masked positions."""
+    """What the engine trains for `mlm`: loss, logits at the masked positions, and what they add to the metrics."""
 
     cross_entropy: Callable[[Tensor, Tensor], Tensor] = staticmethod(cross_entropy)
 
@@ -198,10 +198,11 @@ class MaskedLMLoss(nn.Module):
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, targets: Tensor, position_ids: Tensor = WHOLE_ROWS
-    ) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy (float32) and the logits (B, N, V)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean cross-entropy (float32), the logits (B, N, V) and metrics.mlm_counts (3,)."""
         logits = self.lm(input_ids, positions, position_ids)
-        return self.cross_entropy(logits, targets), logits
+        loss = self.cross_entropy(logits, targets)
+        return loss, logits, metrics.mlm_counts(loss, logits, targets)
 
 
 class Mlm:
@@ -225,7 +226,7 @@ class Mlm:
 
     def counts(self, outputs: Sequence[Tensor], inputs: MaskedLMInputs) -> Tensor:
         """What a batch adds to the metrics."""
-        return metrics.mlm_counts(outputs[0], inputs.targets)
+        return outputs[1]
 
     def report(self, counts: Tensor) -> dict[str, float]:
         """The metrics of the summed counts."""

@@ -1,7 +1,8 @@
 """Vocabulary logits (..., V) in float32 that is never whole: one sample per position, and the masked LM's loss.
 
 Positions go through in chunks of `CHUNK_MIB`: on a CPU as much as its cache holds, so that no pass over the vocabulary
-waits for memory. Logits may have any precision and stay as they are.
+waits for memory. Compiled, all go through at once and every pass reads the logits anew, so that nothing of their size
+is kept. Logits may have any precision up to float32 and stay as they are.
 
 A sample is the inverse of the cumulative softmax(logits / T) at one uniform: the first word whose cumulative weight
 passes the number. That costs one pass over the vocabulary instead of a Gumbel draw for each of its words. The sum is
@@ -26,8 +27,9 @@ def sample(logits: Tensor, temperature: float | Tensor, numbers: Tensor, never: 
 
     A `temperature` that changes is a float64 (), of which a compiler makes one graph.
     """
-    flat, numbers_flat = logits.detach().flatten(0, -2), numbers.flatten()
-    words = [_inverse(flat[rows], temperature, numbers_flat[rows], never) for rows in _chunks(flat)]
+    flat, numbers_flat, vocab_size = logits.detach().flatten(0, -2), numbers.flatten(), logits.shape[-1]
+    allowed = torch.zeros(vocab_size, device=logits.device).index_fill_(0, never, -torch.inf)
+    words = [_inverse(flat[rows], temperature, numbers_flat[rows], allowed) for rows in _chunks(flat)]
     return torch.cat(words).view(numbers.shape)
 
 
@@ -46,19 +48,29 @@ def _chunks(logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
-def _inverse(logits: Tensor, temperature: float | Tensor, numbers: Tensor, never: Tensor) -> Tensor:
-    """The words (R,) of a chunk of logits (R, V)."""
-    num_rows, vocab_size = logits.shape
-    weight = logits.to(torch.float32, copy=True).index_fill_(1, never, -torch.inf)
-    weight.sub_(weight.amax(dim=-1, keepdim=True)).mul_(1 / temperature).exp_()
-    tiles = F.pad(weight, (0, -vocab_size % TILE)).view(num_rows, -1, TILE)
-    passed = tiles.sum(dim=-1).double().cumsum(dim=-1)  # (R, tiles)
+def _inverse(logits: Tensor, temperature: float | Tensor, numbers: Tensor, allowed: Tensor) -> Tensor:
+    """The words (R,) of a chunk of logits (R, V); `allowed` (V,) is 0, or minus infinity where a word is left out."""
+    last, beyond = logits.shape[1] - 1, -logits.shape[1] % TILE
+    given = logits.to(torch.float32, copy=True).add_(allowed)
+    top = given.amax(dim=-1, keepdim=True)
+    weight = _weights(given, top, temperature)
+    tiles = F.pad(weight, (0, beyond)) if beyond else weight  # torch copies where nothing is to be added, too
+    passed = tiles.unflatten(1, (-1, TILE)).sum(dim=-1).double().cumsum(dim=-1)  # (R, tiles)
     target = _below(numbers.unsqueeze(-1) * passed[:, -1:], passed[:, -1:])
     tile = _first_beyond(passed, target)
     before = F.pad(passed, (1, 0)).gather(1, tile)
-    inside = tiles.gather(1, tile.unsqueeze(-1).expand(-1, -1, TILE)).squeeze(1).double().cumsum(dim=-1)  # (R, TILE)
+    # The weights of that tile are made once more: to take them out of `tiles` a compiler would keep those whole.
+    words = tile * TILE + torch.arange(TILE, device=logits.device)  # (R, TILE)
+    near = words.clamp_max(last)
+    again = _weights(logits.gather(1, near) + allowed[near], top, temperature)
+    inside = again.masked_fill_(words > last, 0).double().cumsum(dim=-1)
     word = tile * TILE + _first_beyond(inside, _below(target - before, inside[:, -1:]))
-    return word.squeeze(-1).clamp_max_(vocab_size - 1)
+    return word.squeeze(-1).clamp_max_(last)
+
+
+def _weights(given: Tensor, top: Tensor, temperature: float | Tensor) -> Tensor:
+    """exp((given - top) / T), in the place of `given` (R, n)."""
+    return given.sub_(top).mul_(1 / temperature).exp_()
 
 
 def _below(target: Tensor, total: Tensor) -> Tensor:
@@ -89,6 +101,12 @@ class _CrossEntropy(torch.autograd.Function):
         gradient, each = torch.empty_like(logits), scale / len(logits)
         for rows in _chunks(logits):
             share = logits[rows].to(torch.float32, copy=True).sub_(log_sums[rows].unsqueeze(1)).exp_()
-            one = torch.ones_like(log_sums[rows]).unsqueeze(1)
-            gradient[rows] = share.scatter_add_(1, targets[rows].unsqueeze(1), -one).mul_(each)
+            gradient[rows] = _less_one(share, targets[rows].unsqueeze(1)).mul_(each)
         return gradient, None
+
+
+def _less_one(share: Tensor, targets: Tensor) -> Tensor:
+    """`share` (R, V), at `targets` (R, 1) less one; in place, or such that a compiler need not keep it whole."""
+    if torch.compiler.is_compiling():
+        return share - (torch.arange(share.shape[1], device=share.device) == targets).float()
+    return share.scatter_add_(1, targets, share.new_full((1, 1), -1).expand_as(targets))

@@ -75,6 +75,6 @@ def test_the_area_is_undefined_when_nothing_was_replaced():
 def test_masked_lm_counts_give_loss_and_accuracy():
     logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 5.0]]])
     targets = torch.tensor([[0, 1]])
-    report = metrics.mlm_report(metrics.mlm_counts(logits, targets))
     expected = torch.nn.functional.cross_entropy(logits[0], targets[0])
+    report = metrics.mlm_report(metrics.mlm_counts(expected, logits, targets))
     assert report == pytest.approx({"loss": float(expected), "accuracy": 0.5})

@@ -2,7 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from benchmarks import step
+from benchmarks.cases import Case
+from benchmarks.live_memory import allocator_peak
 from fast_electra import vocabulary_logits
 from fast_electra.vocabulary_logits import cross_entropy, sample
 
@@ -86,21 +91,59 @@ def test_cross_entropy_and_its_gradient_are_torchs(dtype, chunk_mib, monkeypatch
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest float32 tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float32:
+                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        return made
+
+
 def test_float32_logits_are_never_whole(monkeypatch):
     """The largest float32 tensor that either makes is a chunk."""
     monkeypatch.setitem(vocabulary_logits.CHUNK_MIB, "cpu", 0.05)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            made = function(*args, **(kwargs or {}))
-            if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
-                largest = max(largest, made.untyped_storage().nbytes())
-            return made
-
     logits = torch.randn(64, 1000).bfloat16().requires_grad_()
-    with Watch():
+    with Largest() as found:
         sample(logits, 1.0, torch.rand(64, dtype=torch.float64), NONE)
         cross_entropy(logits, torch.randint(1000, (64,))).backward()
-    assert 0 < largest <= 1.1 * 0.05 * 2**20 < 64 * 1000 * 4
+    assert 0 < found.bytes <= 1.1 * 0.05 * 2**20 < 64 * 1000 * 4
+
+
+@pytest.mark.parametrize("objective", ["frozen", "mlm", "joint_shallow"])
+def test_they_are_not_in_a_step_of_training_and_its_metrics(objective, monkeypatch):
+    monkeypatch.setitem(vocabulary_logits.CHUNK_MIB, "cpu", 0.5)
+    case, cpu = Case("demo", objective, 64, 8192, "masked", 32), torch.device("cpu")
+    of_run, module, _ = step.build(case, cpu)
+    batch = step.batch(case, cpu)
+    with Largest() as found:
+        inputs = of_run.inputs(batch, 0.5)
+        loss, *outputs = module(*inputs)
+        loss.backward()
+        of_run.counts(outputs, inputs)
+    assert 0 < found.bytes < 0.5 * batch.positions.numel() * 8192 * 4
+
+
+def test_nor_are_they_whole_where_a_compiler_takes_all_positions_at_once():
+    """By the allocator, on the backend of a run: beside the gradient in the logits' own type, less than a tenth."""
+    torch.manual_seed(6)
+    whole, cpu = 4 * 64 * 30_000, torch.device("cpu")
+    ours, plain = (torch.randn(64, 30_000).mul(3).bfloat16().requires_grad_() for _ in range(2))
+    plain.data.copy_(ours.data)
+    targets, numbers = torch.randint(30_000, (64,)), torch.rand(64, dtype=torch.float64)
+    given = (torch.tensor(1.5, dtype=torch.float64), numbers, torch.arange(5))
+    drawing, loss_of = (torch.compile(each, dynamic=False) for each in (sample, cross_entropy))
+    assert torch.equal(drawing(ours, *given), sample(plain, *given))
+    for logits, function in ((ours, loss_of), (plain, cross_entropy)):
+        function(logits, targets).backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+    assert allocator_peak(lambda: drawing(ours, *given), cpu) < 0.1 * whole
+    ours.grad = None
+    loss = []
+    assert allocator_peak(lambda: loss.append(loss_of(ours, targets)), cpu) < 0.1 * whole
+    assert ours.grad is None
+    assert whole / 2 <= allocator_peak(loss[0].backward, cpu) < 0.6 * whole
