@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.rows import Row
 
+MINUS = "\N{MINUS SIGN}"
+
 
 def table(num_text: int, head: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
     """A table whose first `num_text` columns are text; the others are numbers, to the right."""
@@ -17,7 +19,7 @@ def _line(cells: Sequence[object]) -> str:
 
 def percent(share: float) -> str:
     """12.3 %, negative with a minus sign."""
-    return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * share:.1f} %".replace("-", MINUS)
 
 
 def percents(shares: Sequence[float]) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from benchmarks import plots, rows
 from benchmarks.contestant import PARTS
-from benchmarks.markdown import formulas, machine, percent, shape, table
+from benchmarks.markdown import MINUS, formulas, machine, percent, shape, table
 from benchmarks.rows import Row
 
 KINDS = ("products", "attention", "rest")
+_RATES = ("tflops", "tflops_alone")
 
 
 def products_section(found: Sequence[Row], folder: Path) -> list[str]:
@@ -21,14 +22,19 @@ def products_section(found: Sequence[Row], folder: Path) -> list[str]:
     lines += [
         "A step cannot be quicker than its own matrix products and attention on the same kernels; what else it does "
         "can be fused, hidden or left out. Plain attention, which short rows have on a CPU, is matrix products and a "
-        "softmax that counts as the rest.",
+        "softmax that counts as the rest. In brackets: of the vendor's peak. A rest below zero is noise.",
         "",
     ]
-    head = ("objective", "part", "ms", "products", "attention", "rest")
-    for row in made:
-        compiled = "compiled" if row["compiled"] else "not compiled"
-        lines += [f"**{row['recipe']}**, {shape(row)}, {row['dtype']}, {compiled}, {machine(row)}", ""]
-        lines += [*table(2, head, _cells(row)), _verdict(row), ""]
+    whole = (
+        "recipe, machine",
+        "objective",
+        "products and attention of the update",
+        "TFLOP/s",
+        "if it were those alone",
+    )
+    lines += table(2, whole, map(_whole_cells, made))
+    parts = ("recipe, machine", "objective", "part", "ms", *KINDS)
+    lines += table(3, parts, (line for row in made for line in _part_cells(row)))
     return [*lines, *formulas(made), "![An update and its products](products.png)", ""]
 
 
@@ -39,18 +45,18 @@ def milliseconds(row: Row, part: str) -> dict[str, float]:
     return {name: 1e3 * value for name, value in {**alone, "rest": here["seconds"] - sum(alone.values())}.items()}
 
 
-def _cells(row: Row) -> Iterator[tuple[object, ...]]:
+def _where(row: Row) -> str:
+    return f"{row['recipe']} {shape(row)}, {row['dtype']}{', compiled' if row['compiled'] else ''}, {machine(row)}"
+
+
+def _whole_cells(row: Row) -> tuple[object, ...]:
+    low, high, vendor = percent(row["share_lowest"]), percent(row["share_highest"]), row["vendor_peak_tflops"]
+    rates = (f"{row[name]:.3g}" + (f" ({percent(row[name] / vendor)})" if vendor else "") for name in _RATES)
+    return _where(row), row["objective"], f"{percent(row['share'])} ({low} to {high})", *rates
+
+
+def _part_cells(row: Row) -> Iterator[tuple[object, ...]]:
     for part in PARTS:
         each = milliseconds(row, part)
-        yield row["objective"], part, f"{sum(each.values()):.2f}", *(f"{each[kind]:.2f}" for kind in KINDS)
-
-
-def _verdict(row: Row) -> str:
-    low, high = percent(row["share_lowest"]), percent(row["share_highest"])
-    told = f"Products and attention alone take {percent(row['share'])} ({low} to {high}) of the update"
-    rates = f"{row['tflops']:.3g} TFLOP/s as it is, {row['tflops_alone']:.3g} if it were nothing else"
-    vendor = row["vendor_peak_tflops"]
-    if vendor is None:
-        return f"{told}: {rates}."
-    reach = f"{percent(row['tflops'] / vendor)} and {percent(row['tflops_alone'] / vendor)}"
-    return f"{told}: {rates}; {reach} of the vendor's {vendor:,.0f}."
+        total, *kinds = (f"{number:.1f}".replace("-", MINUS) for number in (sum(each.values()), *each.values()))
+        yield _where(row), row["objective"], part, total, *kinds
