@@ -24,17 +24,19 @@ def quick_backend(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
-def make_run(output, corpus, stage=1, objective="random", num_layers=2, auxiliary=None, **of_run):
+def make_run(output, corpus, stage=1, objective="random", num_layers=2, auxiliary=None, recipe="demo", **of_run):
     """A run of six updates of two micro-batches of 4 rows; the 10 held-out rows do not fill their last one."""
     parallel.start()
-    demo = recipes.get("demo")
+    demo = recipes.get(recipe)
+    tiny = {"num_layers": num_layers, "hidden_size": 32, "num_heads": 4, "intermediate_size": 48}
+    narrow = {"embedding_size": 16, "dropout": 0.0, "attention_dropout": 0.0} if recipe != "demo" else {}
     rhythm = {"steps": 6, "batch_rows": 8, "micro_batch_rows": 4, "log_every": 1, "evaluate_every": 2, "save_every": 6}
     config = replace(
         demo,
         objective=objective,
         output=str(output),
         corpus=str(corpus),
-        encoder=replace(demo.encoder, num_layers=num_layers, hidden_size=32, num_heads=2, intermediate_size=48),
+        encoder=replace(demo.encoder, **tiny, **narrow),
         data=replace(demo.data, sequence_length=32, held_out_rows=10),
         run=replace(demo.run, **{**rhythm, "dtype": "float32", "hang_minutes": 0, "compile": True, **of_run}),
         initial_weights="",
@@ -112,19 +114,25 @@ def compiled_late(found):
     return (numbers[1] - numbers[0]) + (numbers[-1] - numbers[2])
 
 
+RIVALS = [("joint_shallow", "demo"), ("joint_gdes", "demo"), ("joint_decoupled", "demo"), ("joint", "electra_small")]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("objective", ["random", "joint_shallow", "joint_decoupled", "mlm"])
+@pytest.mark.parametrize(("objective", "recipe"), [("random", "demo"), ("mlm", "demo"), *RIVALS])
 def test_nothing_is_compiled_after_the_first_update_and_evaluation(
-    objective, checkpointing, tiny_corpus, tmp_path, quick_backend
+    objective, recipe, checkpointing, tiny_corpus, tmp_path, quick_backend
 ):
-    found = graphs_by_moment(
-        make_run(tmp_path / "run", tiny_corpus, objective=objective, activation_checkpointing=checkpointing)
-    )
+    how = {"objective": objective, "recipe": recipe, "num_layers": 4, "activation_checkpointing": checkpointing}
+    found = graphs_by_moment(make_run(tmp_path / "run", tiny_corpus, **how))
     assert compiled_late(found) == 0, found
     once, in_all = found[0][1], found[-1][1]
     # Embeddings, first layer, other layers and head of each model, and what passes over the vocabulary.
-    assert once == {"random": 4, "mlm": 4 + 1, "joint_shallow": 4 + 1 + 2, "joint_decoupled": 4 + 2}[objective]
-    assert in_all == 2 * once, "and each once more for evaluation"
+    of_two = {"joint_shallow": 4 + 1 + 2, "joint_decoupled": 4 + 2, "joint": 4 + 1 + 2}
+    of_two["joint_gdes"] = of_two["joint_shallow"] + 1  # embeddings of two kinds
+    graphs = {"random": 4, "mlm": 4 + 1, **of_two}[objective]
+    in_training_alone = 2 if checkpointing and objective == "joint_gdes" else 0  # a hook of its embeddings, twice
+    assert once == graphs + in_training_alone
+    assert in_all == once + graphs, "and each once more for evaluation"
 
 
 def test_nothing_is_compiled_late_of_a_compiled_auxiliary_model_and_its_samples(
@@ -177,32 +185,39 @@ def test_nothing_is_compiled_late_by_the_backend_of_a_run(tiny_corpus, tmp_path)
     assert compiled_late(graphs_by_moment(make_run(tmp_path / "run", tiny_corpus))) == 0
 
 
+def step_of(folder, corpus, compiled, **how):
+    """The loss of a micro-batch and the gradients of all weights."""
+    run = make_run(folder / str(compiled), corpus, compile=compiled, **how)
+    torch._dynamo.reset()  # or what earlier tests compiled counts towards a limit, beyond which nothing is
+    counters.clear()
+    loss, *_ = run.engine(*run.objective.inputs(run.batches.training(0, 4), 0.5))
+    run.engine.backward(loss)
+    gradients = [deepspeed.utils.safe_get_full_grad(weight) for weight in run.engine.module.parameters()]
+    assert (counters["stats"]["unique_graphs"] > 0) == compiled
+    run.engine.destroy()
+    return loss.detach(), gradients
+
+
+def assert_alike(one, other):
+    torch.testing.assert_close(one[0], other[0])
+    assert len(one[1]) == len(other[1]) > 10
+    for mine, its in zip(one[1], other[1], strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_compiled_step_is_the_plain_one(stage, checkpointing, tiny_corpus, tmp_path, quick_backend):
-    found = []
-    for compiled in (False, True):
-        run = make_run(
-            tmp_path / str(compiled),
-            tiny_corpus,
-            stage,
-            compile=compiled,
-            activation_checkpointing=compiled and checkpointing,
-        )
-        torch._dynamo.reset()  # or what earlier tests compiled counts towards a limit, beyond which nothing is
-        counters.clear()
-        batch = run.batches.training(0, 4)
-        loss, *_ = run.engine(*run.objective.inputs(batch, 0.5))
-        run.engine.backward(loss)
-        gradients = [deepspeed.utils.safe_get_full_grad(weight) for weight in run.engine.module.parameters()]
-        found.append((loss.detach(), gradients))
-        assert (counters["stats"]["unique_graphs"] > 0) == compiled
-        run.engine.destroy()
-    (loss, gradients), (other_loss, others) = found
-    torch.testing.assert_close(loss, other_loss)
-    assert len(gradients) == len(others) > 10
-    for one, other in zip(gradients, others, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    plain = step_of(tmp_path, tiny_corpus, False, stage=stage)
+    assert_alike(plain, step_of(tmp_path, tiny_corpus, True, stage=stage, activation_checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize(("objective", "recipe"), [*RIVALS[:2], RIVALS[3], ("random", "electra_small")])
+def test_a_compiled_step_is_the_plain_one_for_rivals_and_electra(
+    objective, recipe, tiny_corpus, tmp_path, quick_backend
+):
+    plain, made = (step_of(tmp_path, tiny_corpus, each, objective=objective, recipe=recipe) for each in (False, True))
+    assert_alike(plain, made)
 
 
 @pytest.mark.slow
