@@ -100,8 +100,9 @@ def step_by_part(found: Sequence[Row], path: Path) -> None:
                 axis.barh(place, 1e3 * max(0.0, until - left), left=1e3 * left, color=colour)
                 left = max(left, until)
             axis.text(1e3 * left, place, f" {1e3 * here['seconds']:,.1f}", va="center", fontsize=8, color=_INK)
-        title = f"{row['recipe']}, {row['objective']}, {shape(row)}, {machine(row)}"
-        _name_bars(axis, title + (", compiled" if row["compiled"] else ""), [name for name, _ in parts])
+        title = f"{row['recipe']}, {row['objective']}, {shape(row)}, {row['dtype']}, {machine(row)}"
+        title += "".join(f", {way}" for way in ("compiled", "activation_checkpointing") if row[way])
+        _name_bars(axis, title.replace("_", " "), [name for name, _ in parts])
     labels = ["matrix products alone", "fused attention alone", "the rest"]
     _finish(figure, path, [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _STEP.values()], labels)
 

@@ -3,8 +3,8 @@
 One micro-batch is run under a mode that notes each operation for which torch counts FLOPs, with the tensors it was
 given. Then updates of the case and these operations alone are timed in turn within one process (A B A B ...). A step
 cannot be quicker than its products on the same kernels: what they take says how much there is to win around them, and
-which share of a device's peak they leave within reach. The operations run one after the other and on warm caches, so
-that on a CPU they may be a little quicker than within the step.
+which share of a device's peak they leave within reach. The operations are those of the step as it is without
+torch.compile, and run again and again on warm caches: they may be a little quicker than within the step. One process.
 
     python -m benchmarks.products base/frozen base/replay [--compile] [--micro_batches 1] [--turns 5] [--output FOLDER]
 """
@@ -29,12 +29,14 @@ from benchmarks import cases, contestant, rows
 from benchmarks.cases import Case
 from benchmarks.contestant import PARTS, Contestant, Variant
 from benchmarks.rows import Row
-from fast_electra import deepspeed_config, flops, parallel, precision
+from fast_electra import compilation, deepspeed_config, flops, parallel, precision
 
 FORMULA = (
     "an update's seconds, in turn with those of its matrix products and fused attention alone, each operation's times "
-    "how often it occurs; medians of n turns; share: products and attention / update of each turn, median (lowest to "
-    "highest); TFLOP/s: FLOPs of the update, without recomputation, / seconds of the update, or of these alone"
+    "how often it occurs, as they are without torch.compile; medians of n turns; share: products and attention / "
+    "update of each turn, median (lowest to highest), above 100 % by noise alone; TFLOP/s: FLOPs of the update, none "
+    "counted twice, / seconds of the update, or of these alone; on a GPU the parts are those of another update, which "
+    "waits after each of them"
 )
 WARM_UP = 2
 ATTENTION = "scaled_dot_product"
@@ -69,9 +71,10 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Inside, operations belong to this part of a step."""
+        """Inside, operations belong to this part of a step; nothing is compiled, or a compiler would pass over for good
+        what it meets first in here."""
         self._part = name
-        with self:
+        with torch.compiler.set_stance("force_eager"), self:
             yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,8 +123,16 @@ def operations(case: Case, settings: dict[str, Any], scratch: Path) -> list[Oper
 
 
 def measure(case: Case, settings: dict[str, Any], turns: int, variant: Variant) -> Row:
-    """A case's row: an update beside its products and its attention alone."""
+    """A case's row: an update beside its products and its attention alone.
+
+    Raises ValueError without a turn, and in more than one process.
+    """
     parallel.start()
+    if turns < 1 or parallel.world_size() > 1:
+        raise ValueError(f"turns = {turns} in {parallel.world_size()} processes: give at least one, and one process")
+    # As in a contest: past dynamo's limit of graphs a part would run as it is and not say so.
+    torch._dynamo.config.recompile_limit = compilation.MOST_GRAPHS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     with tempfile.TemporaryDirectory() as scratch:
         found = operations(case, settings, Path(scratch) / "noted")
         gc.collect()
@@ -133,7 +144,7 @@ def measure(case: Case, settings: dict[str, Any], turns: int, variant: Variant) 
             operation.seconds.clear()
         shares = []
         for turn in range(turns):
-            shares.append(_share(each, found))
+            shares.append(_take_turn(each, found))
             print(
                 f"turn {turn + 1}/{turns}  {case.name}  {each.seconds[-1]:.4g} s, products {shares[-1]:.1%}", flush=True
             )
@@ -141,7 +152,7 @@ def measure(case: Case, settings: dict[str, Any], turns: int, variant: Variant) 
     return _row(each, settings, found, shares)
 
 
-def _share(each: Contestant, found: Sequence[Operation]) -> float:
+def _take_turn(each: Contestant, found: Sequence[Operation]) -> float:
     """One turn of both; what the operations take of the update."""
     on_gpu = parallel.device().type != "cpu"
     each.turn(steps=3 if on_gpu else 1)
@@ -178,7 +189,7 @@ def _row(each: Contestant, settings: dict[str, Any], found: Sequence[Operation],
         "micro_batches": each.micro_batches,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
-        "zero_stage": deepspeed_config.zero_stage(settings),
+        "zero_stage": 0 if each.case.objective == cases.PLAIN else deepspeed_config.zero_stage(settings),
         "num_processes": parallel.world_size(),
         "dtype": precision.name(each.dtype),
         "compiled": each.run.config.run.compile,

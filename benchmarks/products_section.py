@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import plots, rows
 from benchmarks.contestant import PARTS
-from benchmarks.markdown import MINUS, formulas, machine, percent, shape, table
+from benchmarks.markdown import MINUS, formulas, length, machine, percent, shape, table
 from benchmarks.rows import Row
 
 KINDS = ("products", "attention", "rest")
@@ -22,7 +22,8 @@ def products_section(found: Sequence[Row], folder: Path) -> list[str]:
     lines += [
         "A step cannot be quicker than its own matrix products and attention on the same kernels; what else it does "
         "can be fused, hidden or left out. Plain attention, which short rows have on a CPU, is matrix products and a "
-        "softmax that counts as the rest. In brackets: of the vendor's peak. A rest below zero is noise.",
+        "softmax that counts as the rest. In brackets: of the vendor's peak. A rest below zero is noise, and so is a "
+        "share above 100 %.",
         "",
     ]
     whole = (
@@ -46,7 +47,11 @@ def milliseconds(row: Row, part: str) -> dict[str, float]:
 
 
 def _where(row: Row) -> str:
-    return f"{row['recipe']} {shape(row)}, {row['dtype']}{', compiled' if row['compiled'] else ''}, {machine(row)}"
+    how = ", compiled" if row["compiled"] else ""
+    how += ", activations computed again" if row["activation_checkpointing"] else ""
+    engine = f"ZeRO-{row['zero_stage']}" if row["zero_stage"] else "no engine"
+    words = length(row["vocab_size"])
+    return f"{row['recipe']} {shape(row)}, {words} words, {row['dtype']}, {engine}{how}, {machine(row)}"
 
 
 def _whole_cells(row: Row) -> tuple[object, ...]:

@@ -32,7 +32,12 @@ _PATH = tuple(
 _TIMED = tuple(
     f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "plain_rival", "simulate")
 )
-_REPLAYED = (*_MODELS, *_PATH, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
+# What passes over the vocabulary, and what is made of a step for the clock alone.
+_FAST = tuple(
+    f"fast_electra/{name}.py"
+    for name in ("auxiliary_engine", "broken_updates", "compilation", "gated_gelu*", "vocabulary_logits")
+)
+_REPLAYED = (*_MODELS, *_PATH, *_FAST, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
     "engine": ("benchmarks/engines.py", *_MODELS, *(f"fast_electra/{n}.py" for n in ("auxiliary_engine", "injection"))),

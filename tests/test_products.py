@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 from benchmarks import contestant, products, rows
 from benchmarks.cases import Case
@@ -32,6 +33,20 @@ def test_operations_alike_are_noted_once_and_composite_ones_taken_apart() -> Non
     told = sorted((each.flops, each.times, each.shapes) for each in recorder.operations.values())
     assert told == [(2 * 2 * 4 * 5, 1, "(2, 4) x (4, 5)"), (2 * 3 * 4 * 5, 2, "(3, 4) x (4, 5)")]
     assert all(torch.equal(each.call(), one[: len(each.call())] @ weight.T) for each in recorder.operations.values())
+
+
+def test_what_is_compiled_is_noted_as_it_is_and_compiles_afterwards() -> None:
+    """A compiler passes over for good what it meets first under a dispatch mode."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(lambda one: (one @ one).cos(), backend="eager")
+    recorder = products.Recorder()
+    with recorder.part("inputs"):
+        compiled(torch.randn(3, 3))
+    assert [each.times for each in recorder.operations.values()] == [1]
+    assert counters["stats"]["unique_graphs"] == 0
+    compiled(torch.randn(3, 3))
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("objective", ["frozen", "replay", "joint_shallow", "joint_decoupled", "mlm"])
@@ -74,6 +89,12 @@ def test_rows_are_kept_for_the_page_and_a_bad_case_is_refused(tmp_path: Path, ca
     assert told.count("backward  mm") == sum(
         (each["part"], each["operation"]) == ("backward", "mm") for each in row["operations"]
     )
+    assert row["zero_stage"] == 1
+    plain = ["demo/joint_plain/64/512/all/2", "--turns", "1", "--output", str(tmp_path), "--deepspeed", json]
+    assert products.main(plain) == 0
+    assert [each["zero_stage"] for each in rows.read(tmp_path / "products.jsonl")] == [1, 0]
+    assert products.main([*given[:1], "--turns", "0", "--deepspeed", json]) == 2
+    assert "turns = 0" in capsys.readouterr().err
     assert products.main(["demo/replai"]) == 2
     assert "did you mean 'replay'" in capsys.readouterr().err
     assert "No step was timed" in "\n".join(products_section([], tmp_path))

@@ -68,6 +68,15 @@ def test_neither_chunks_nor_what_stands_beside_it_change_a_sample(monkeypatch):
     assert torch.equal(whole, sample(logits, 2.0, numbers, NONE))
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_stands_at_a_word_that_is_never_drawn_changes_nothing(broken):
+    torch.manual_seed(7)
+    logits, numbers = torch.randn(50, 300), torch.rand(50, dtype=torch.float64)
+    never = torch.tensor([2, 299])
+    found = sample(logits.index_fill(1, never, broken), 1.0, numbers, never)
+    assert torch.equal(found, sample(logits, 1.0, numbers, never))
+
+
 def test_of_broken_logits_a_word_too():
     logits = torch.full((2, 300), torch.nan)
     words = sample(logits, 1.0, torch.tensor([0.2, 0.9], dtype=torch.float64), NONE)
