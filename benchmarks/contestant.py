@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import cases, material, plain_rival
 from benchmarks.cases import Case
-from fast_electra import parallel, setup_run
+from fast_electra import deepspeed_config, parallel, precision, setup_run
 from fast_electra.batches import Batches, MaskedBatch, prefetch
 from fast_electra.config import Config
 from fast_electra.precompute import Precomputation, provenance_of
@@ -54,6 +54,20 @@ class Contestant:
         """How many make an update."""
         rows = self.run.engine.train_micro_batch_size_per_gpu() * parallel.world_size()
         return self.run.config.run.batch_rows // rows
+
+    def conditions(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What a row says of how it was run, under DeepSpeed's `settings`, and on what."""
+        return {
+            **self.case.fields,
+            "micro_batch_rows": self.run.engine.train_micro_batch_size_per_gpu(),
+            "micro_batches": self.micro_batches,
+            "device": torch.cuda.get_device_name() if parallel.device().type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "zero_stage": 0 if self.case.objective == cases.PLAIN else deepspeed_config.zero_stage(settings),
+            "num_processes": parallel.world_size(),
+            "dtype": precision.name(self.dtype),
+            "compiled": self.run.config.run.compile,
+        }
 
     def update(self) -> dict[str, float]:
         """One update; the seconds of its parts."""

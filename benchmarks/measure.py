@@ -27,7 +27,7 @@ from benchmarks.live_memory import allocator_change, allocator_peak
 from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate
-from fast_electra import compilation, deepspeed_config, flops, parallel, precision
+from fast_electra import compilation, deepspeed_config, flops, parallel
 from fast_electra.encoder import attention_kernel
 
 FORMULA = (
@@ -117,15 +117,7 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
     vendor = vendor * parallel.world_size() if vendor else None
     return {
         "kind": "throughput",
-        **each.case.fields,
-        "micro_batch_rows": each.run.engine.train_micro_batch_size_per_gpu(),
-        "micro_batches": each.micro_batches,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "zero_stage": 0 if each.case.objective == cases.PLAIN else deepspeed_config.zero_stage(settings),
-        "num_processes": parallel.world_size(),
-        "dtype": precision.name(each.dtype),
-        "compiled": each.run.config.run.compile,
+        **each.conditions(settings),
         "auxiliary_engine": each.run.facts.get("auxiliary_engine"),
         "tokens_per_second": speed,
         "tokens_per_second_low": low,

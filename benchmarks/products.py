@@ -29,7 +29,7 @@ from benchmarks import cases, contestant, rows
 from benchmarks.cases import Case
 from benchmarks.contestant import PARTS, Contestant, Variant
 from benchmarks.rows import Row
-from fast_electra import compilation, deepspeed_config, flops, parallel, precision
+from fast_electra import compilation, deepspeed_config, flops, parallel
 
 FORMULA = (
     "an update's seconds, in turn with those of its matrix products and fused attention alone, each operation's times "
@@ -184,15 +184,7 @@ def _row(each: Contestant, settings: dict[str, Any], found: Sequence[Operation],
     seconds, alone = median(each.seconds), _alone(each, found)
     return {
         "kind": "products",
-        **each.case.fields,
-        "micro_batch_rows": each.run.engine.train_micro_batch_size_per_gpu(),
-        "micro_batches": each.micro_batches,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "zero_stage": 0 if each.case.objective == cases.PLAIN else deepspeed_config.zero_stage(settings),
-        "num_processes": parallel.world_size(),
-        "dtype": precision.name(each.dtype),
-        "compiled": each.run.config.run.compile,
+        **each.conditions(settings),
         "seconds": seconds,
         "seconds_alone": alone,
         "share": median(shares),
