@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import cases, material, plain_rival
 from benchmarks.cases import Case
-from fast_electra import deepspeed_config, parallel, precision, setup_run
+from fast_electra import compilation, deepspeed_config, parallel, precision, setup_run
 from fast_electra.batches import Batches, MaskedBatch, prefetch
 from fast_electra.config import Config
 from fast_electra.precompute import Precomputation, provenance_of
@@ -129,6 +129,12 @@ def now() -> float:
     if parallel.device().type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
+
+
+def fail_beyond_most_graphs() -> None:
+    """Contestants share code that is compiled: past dynamo's limit of graphs one would run as it is and not say so."""
+    torch._dynamo.config.recompile_limit = compilation.MOST_GRAPHS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)

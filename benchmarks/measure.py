@@ -27,7 +27,7 @@ from benchmarks.live_memory import allocator_change, allocator_peak
 from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate
-from fast_electra import compilation, deepspeed_config, flops, parallel
+from fast_electra import deepspeed_config, flops, parallel
 from fast_electra.encoder import attention_kernel
 
 FORMULA = (
@@ -55,9 +55,7 @@ def measure(
     ones are whole.
     """
     parallel.start()
-    # Contestants share code that is compiled: past dynamo's limit of graphs one would run as it is and not say so.
-    torch._dynamo.config.recompile_limit = compilation.MOST_GRAPHS
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    contestant.fail_beyond_most_graphs()
     contest = {"contest": secrets.token_hex(4)}  # rows of one contest were timed in turn, and only they were
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,7 +28,7 @@ _PARTS = {
 }
 _KIND_COLOURS = ("#1f5a94", "#6baed6", "#9e9ac8", "#bdbdbd", "#e6793a", "#f7c59f")
 _KINDS = dict(zip(KINDS, _KIND_COLOURS, strict=True))
-_STEP = {"products": "#1f5a94", "attention": "#6baed6", "rest": "#d9d9d9"}
+_STEP = {"products": "#1f5a94", "attention": "#6baed6", "rest": _FAINT}
 _OBJECTIVE_COLOURS = {name: f"C{number}" for number, name in enumerate(OBJECTIVES)} | {PLAIN: "#bdbdbd"}
 
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,7 @@ from benchmarks import cases, contestant, rows
 from benchmarks.cases import Case
 from benchmarks.contestant import PARTS, Contestant, Variant
 from benchmarks.rows import Row
-from fast_electra import compilation, deepspeed_config, flops, parallel
+from fast_electra import deepspeed_config, flops, parallel
 
 FORMULA = (
     "an update's seconds, in turn with those of its matrix products and fused attention alone, each operation's times "
@@ -130,9 +131,7 @@ def measure(case: Case, settings: dict[str, Any], turns: int, variant: Variant) 
     parallel.start()
     if turns < 1 or parallel.world_size() > 1:
         raise ValueError(f"turns = {turns} in {parallel.world_size()} processes: give at least one, and one process")
-    # As in a contest: past dynamo's limit of graphs a part would run as it is and not say so.
-    torch._dynamo.config.recompile_limit = compilation.MOST_GRAPHS
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    contestant.fail_beyond_most_graphs()
     with tempfile.TemporaryDirectory() as scratch:
         found = operations(case, settings, Path(scratch) / "noted")
         gc.collect()
@@ -157,7 +156,7 @@ def _take_turn(each: Contestant, found: Sequence[Operation]) -> float:
     on_gpu = parallel.device().type != "cpu"
     each.turn(steps=3 if on_gpu else 1)
     _time_alone(found, repeats=20 if on_gpu else 1)
-    return each.micro_batches * sum(one.times * one.seconds[-1] for one in found) / each.seconds[-1]
+    return _alone(each, found, itemgetter(-1)) / each.seconds[-1]
 
 
 @torch.inference_mode()
@@ -211,9 +210,11 @@ def _row(each: Contestant, settings: dict[str, Any], found: Sequence[Operation],
     }
 
 
-def _alone(each: Contestant, found: Sequence[Operation]) -> float:
-    """Seconds of an update's calls of these operations."""
-    return each.micro_batches * sum(one.times * median(one.seconds) for one in found)
+def _alone(
+    each: Contestant, found: Sequence[Operation], of_turns: Callable[[Sequence[float]], float] = median
+) -> float:
+    """Seconds of an update's calls of these operations, each taken so `of_turns`."""
+    return each.micro_batches * sum(one.times * of_turns(one.seconds) for one in found)
 
 
 def main(arguments: Sequence[str]) -> int:

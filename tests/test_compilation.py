@@ -27,18 +27,18 @@ def quick_backend(monkeypatch):
 def make_run(output, corpus, stage=1, objective="random", num_layers=2, auxiliary=None, recipe="demo", **of_run):
     """A run of six updates of two micro-batches of 4 rows; the 10 held-out rows do not fill their last one."""
     parallel.start()
-    demo = recipes.get(recipe)
+    usual = recipes.get(recipe)
     tiny = {"num_layers": num_layers, "hidden_size": 32, "num_heads": 4, "intermediate_size": 48}
     narrow = {"embedding_size": 16, "dropout": 0.0, "attention_dropout": 0.0} if recipe != "demo" else {}
     rhythm = {"steps": 6, "batch_rows": 8, "micro_batch_rows": 4, "log_every": 1, "evaluate_every": 2, "save_every": 6}
     config = replace(
-        demo,
+        usual,
         objective=objective,
         output=str(output),
         corpus=str(corpus),
-        encoder=replace(demo.encoder, **tiny, **narrow),
-        data=replace(demo.data, sequence_length=32, held_out_rows=10),
-        run=replace(demo.run, **{**rhythm, "dtype": "float32", "hang_minutes": 0, "compile": True, **of_run}),
+        encoder=replace(usual.encoder, **tiny, **narrow),
+        data=replace(usual.data, sequence_length=32, held_out_rows=10),
+        run=replace(usual.run, **{**rhythm, "dtype": "float32", "hang_minutes": 0, "compile": True, **of_run}),
         initial_weights="",
         **({"auxiliary": str(auxiliary), "auxiliary_engine": "compiled", "auxiliary_gate": False} if auxiliary else {}),
     )
