@@ -6,7 +6,7 @@ cannot be quicker than its products on the same kernels: what they take says how
 which share of a device's peak they leave within reach. The operations are those of the step as it is without
 torch.compile, and run again and again on warm caches: they may be a little quicker than within the step. One process.
 
-    python -m benchmarks.products base/frozen base/replay [--compile] [--micro_batches 1] [--turns 5] [--output FOLDER]
+    python -m benchmarks.products [base/frozen ...] [--compile] [--micro_batches 1] [--turns 5] [--output FOLDER]
 """
 
 import argparse
@@ -220,7 +220,7 @@ def _alone(
 def main(arguments: Sequence[str]) -> int:
     """Measure the cases named and keep their rows; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=["base/frozen", "base/replay"], help="recipe/objective[/...]")
+    parser.add_argument("cases", nargs="*", help="recipe/objective[/...]; none: the method's in the report's contests")
     parser.add_argument("--micro_batches", type=int, default=1, help="micro-batches of an update")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the step through torch.compile, as a run on a GPU")
@@ -230,7 +230,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings, origin = deepspeed_config.read(given.deepspeed), rows.provenance("products")
         variant = Variant(given.micro_batches, compiled=given.compile)
-        for case in list(map(cases.parse, given.cases)):
+        contests = cases.CONTESTS["cuda" if torch.cuda.is_available() else "cpu"]
+        usual = [case for contest in contests for case in contest if case.objective in cases.METHODS]
+        for case in list(map(cases.parse, given.cases)) or usual:
             row = measure(case, settings, given.turns, variant) | origin
             rows.keep(given.output / "products.jsonl", [row])
             print("\n".join(_table(row)), flush=True)

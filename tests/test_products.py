@@ -79,6 +79,19 @@ def test_a_step_is_told_beside_its_products(settings: dict[str, object], tmp_pat
     assert (tmp_path / "products.png").stat().st_size > 5000
 
 
+def test_without_a_case_the_method_is_timed_as_this_device_can_bear(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(products, "measure", lambda case, *_: asked.append(case.name) or {})
+    monkeypatch.setattr(products.rows, "keep", lambda *_: None)
+    monkeypatch.setattr(products, "_table", lambda _: ())
+    assert products.main(["--output", str(tmp_path), "--deepspeed", str(ROOT / "ds_configs/zero1.json")]) == 0
+    small, base = "small/{}/128/16000/masked/16", "base/{}/512/32000/masked/2"
+    assert asked == [name.format(method) for name in (small, base) for method in ("frozen", "replay")]
+
+
 def test_rows_are_kept_for_the_page_and_a_bad_case_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     json = str(ROOT / "ds_configs/zero1.json")
     given = ["demo/replay/64/512/masked/2", "--turns", "1", "--output", str(tmp_path), "--deepspeed", json]
