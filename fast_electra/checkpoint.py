@@ -261,7 +261,9 @@ def _require_state_on_no_nvme(engine: parallel.Engine, path: Path, manifest: dic
 
 
 def _load(engine: parallel.Engine, path: Path) -> None:
-    engine.load_checkpoint(str(path.parent), tag=path.name)
+    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+    if loaded is None:  # DeepSpeed warns, and a run would go on with new weights
+        raise ValueError(f"checkpoint {path} cannot be resumed: DeepSpeed {deepspeed.__version__} did not load it")
 
 
 def _load_universal(engine: parallel.Engine, path: Path) -> None:

@@ -111,6 +111,11 @@ class AuxiliaryConfig:
     steps: int = 125_000
     peak_learning_rate: float = 4e-4
 
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "auxiliary_model.steps", self.steps, "give a whole number of at least 1")
+        rate, remedy = self.peak_learning_rate, "give a number above 0, such as 4e-4"
+        require(0 < rate < math.inf, "auxiliary_model.peak_learning_rate", rate, remedy)
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -128,7 +133,7 @@ class GeneratorConfig:
     learning_rate_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        require_each("generator", self, vars(self), lambda value: value > 0, "give a number above 0")
+        require_each("generator", self, vars(self), lambda value: 0 < value < math.inf, "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ class TemperatureConfig:
     def __post_init__(self) -> None:
         require(self.schedule in SCHEDULES, "temperature.schedule", self.schedule, f"choose one of {SCHEDULES}")
         numbers = ("initial", "final", "tau", "power")
-        require_each("temperature", self, numbers, lambda value: value > 0, "give a number above 0")
+        require_each("temperature", self, numbers, lambda value: 0 < value < math.inf, "give a number above 0")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 class OptimizerConfig:
     """AdamW with linear warm-up over `warmup_ratio` of the steps and linear decay to 0.
 
-    Gradients are cut to a norm of `clip_norm`. Biases and norms have no `weight_decay`.
+    Gradients are cut to a norm of `clip_norm` (0: never). Biases and norms have no `weight_decay`.
     """
 
     peak_learning_rate: float = 4e-4
@@ -26,8 +26,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         rate, remedy = self.peak_learning_rate, "give a number above 0, such as 4e-4"
-        require(rate > 0, "optimizer.peak_learning_rate", rate, remedy)
-        require(0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "give a share from 0 up to 1")
+        require(0 < rate < math.inf, "optimizer.peak_learning_rate", rate, remedy)
+        shares = ("warmup_ratio", "beta1", "beta2")
+        require_each("optimizer", self, shares, lambda share: 0 <= share < 1, "give a share from 0 up to 1")
+        require(0 < self.epsilon < math.inf, "optimizer.epsilon", self.epsilon, "give a number above 0, such as 1e-6")
+        limits, remedy = ("weight_decay", "clip_norm"), "give a number of at least 0; 0 means none"
+        require_each("optimizer", self, limits, lambda limit: 0 <= limit < math.inf, remedy)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,12 @@ def test_while_a_checkpoint_is_converted_its_process_can_be_heard(tmp_path, monk
     assert (Path.cwd(), universal.ds_to_universal.tqdm) == (before, bars)
 
 
+def test_a_checkpoint_that_deepspeed_passes_over_is_an_error(tmp_path):
+    engine = SimpleNamespace(load_checkpoint=lambda _folder, tag: (None, None))
+    with pytest.raises(ValueError, match=r"step-00000004 cannot be resumed: DeepSpeed .* did not load it"):
+        checkpoint._load(engine, make(tmp_path, 4))
+
+
 def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
     sound = make(tmp_path, 4)
     for name in ("step-00000006.partial", "step-00000002.old.partial", "step-00000004.universal.partial"):

@@ -1,11 +1,12 @@
 import dataclasses
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 
 from fast_electra import config_file, recipes
-from fast_electra.config import Config, DataConfig, EncoderConfig
-from fast_electra.run_config import RunConfig
+from fast_electra.config import AuxiliaryConfig, Config, DataConfig, EncoderConfig, GeneratorConfig, TemperatureConfig
+from fast_electra.run_config import OptimizerConfig, RunConfig
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -23,6 +24,31 @@ def test_a_config_cannot_be_changed_after_the_fact():
 def test_impossible_mask_rates_are_refused(rate):
     with pytest.raises(ValueError, match=r"data.mask_rate = .*such as 0.15|masks \d+ of 64 tokens"):
         DataConfig(sequence_length=64, mask_rate=rate)
+
+
+WRONG_NUMBERS = [
+    (OptimizerConfig, "optimizer.peak_learning_rate", inf),
+    (OptimizerConfig, "optimizer.beta1", 1.0),
+    (OptimizerConfig, "optimizer.beta2", 1.5),
+    (OptimizerConfig, "optimizer.epsilon", 0.0),
+    (OptimizerConfig, "optimizer.weight_decay", nan),
+    (OptimizerConfig, "optimizer.clip_norm", -1.0),
+    (AuxiliaryConfig, "auxiliary_model.steps", 0),
+    (AuxiliaryConfig, "auxiliary_model.peak_learning_rate", 0.0),
+    (GeneratorConfig, "generator.discriminator_loss_weight", inf),
+    (TemperatureConfig, "temperature.initial", inf),  # samples would be the vocabulary's last word
+    (TemperatureConfig, "temperature.final", nan),
+]
+
+
+@pytest.mark.parametrize(("section", "name", "value"), WRONG_NUMBERS)
+def test_numbers_that_cannot_be_meant_are_refused(section, name, value):
+    with pytest.raises(ValueError, match=rf"{name} = {value}: give a"):
+        section(**{name.partition(".")[2]: value})
+
+
+def test_gradients_need_not_be_cut():
+    assert OptimizerConfig(clip_norm=0.0).clip_norm == 0
 
 
 def test_heads_must_divide_the_width():

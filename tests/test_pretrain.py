@@ -1,18 +1,24 @@
 """Whole runs, started with the `deepspeed` launcher as a user starts them, at a size that takes seconds."""
 
 import json
+import re
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, launch, metrics
+from conftest import TINY, clean_environment, launch, metrics
 from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
 
-from fast_electra import checkpoint, pretrain, recipes
+import fast_electra
+from fast_electra import checkpoint, command_line, config_file, pretrain, recipes
+from fast_electra.run_config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -280,3 +286,19 @@ def test_another_runs_folder_is_refused(reference, tiny_corpus, auxiliary):
     message = refused(*TINY, f"--corpus={tiny_corpus}", f"--output={reference}", "--seed=9", "--objective=mlm")
     assert "holds another run" in message
     assert "seed: 0 there, 9 now" in message
+
+
+def test_the_packages_own_example_trains_from_python(tiny_corpus, auxiliary, tmp_path):
+    """As it stands in fast_electra/__init__.py; the recipe alone is a smaller one."""
+    code = textwrap.dedent(re.search(r"\n\n((?:    .*\n|\n)+)", fast_electra.__doc__)[1])
+    config_file.save(replace(command_line.parse(TINY, "")[0], run=RunConfig(4, 16, 8)), tmp_path / "tiny.json")
+    code = code.replace('recipes.get("small")', 'config_file.load(Path("tiny.json"))')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wiki").symlink_to(tiny_corpus)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "aux").symlink_to(auxiliary)
+    (tmp_path / "ds_configs").symlink_to(ROOT / "ds_configs")
+    code = "from pathlib import Path\nfrom fast_electra import config_file\n" + code
+    environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=240)
+    assert (tmp_path / "runs" / "small" / "export" / "model.safetensors").exists()
