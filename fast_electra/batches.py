@@ -10,6 +10,7 @@ make any share of any batch. Batches are read straight from the memory map, of w
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -224,7 +225,9 @@ def prefetch(
 
     for corpus in batches.corpora:
         random_reads.expect(corpus.tokens)
-    pool, pending = ThreadPoolExecutor(AHEAD, "batches"), deque[Future[MaskedBatch]]()
+    # Pinning asks the current GPU what has been copied, and a new thread's is the first, not its process's.
+    own = partial(torch.cuda.set_device, torch.cuda.current_device()) if pin else None
+    pool, pending = ThreadPoolExecutor(AHEAD, "batches", own), deque[Future[MaskedBatch]]()
     try:
         for span in spans:
             pending.append(pool.submit(make, *span))

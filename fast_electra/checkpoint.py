@@ -6,8 +6,8 @@ are checked before it is read, and a damaged one is set aside in favour of the o
 files that it wrote. DeepSpeed unpickles its optimizer state, so a run folder is to be trusted like a program: only
 files this manifest lists are read.
 
-A checkpoint of another number of processes or ZeRO stage is read through DeepSpeed's universal form, one file for each
-weight and moment, which is made beside it and removed once read.
+A checkpoint of another layout (layout.py), such as another number of processes, is read through DeepSpeed's universal
+form, one file for each weight and moment, which is made beside it and removed once read.
 """
 
 import itertools
@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import deepspeed
 import xxhash
 
-from fast_electra import json_file, parallel, universal
+from fast_electra import json_file, layout, parallel, universal
+from fast_electra.layout import Layout
 
 _PARTIAL, _DAMAGED, _GENERATOR = ".partial", ".damaged", "generator"
 _UNIVERSAL = ".universal" + _PARTIAL
@@ -81,7 +82,7 @@ def save(
     if lost := [path for path, found in hashes.items() if found == _UNREADABLE]:
         raise OSError(f"{lost[0]} cannot be read back: is its disk sound?")
     if parallel.rank() == 0:
-        _write_manifest(partial, position, engine.zero_optimization_stage(), hashes)
+        _write_manifest(partial, position, layout.of(_both(engine, generator)), hashes)
         _discard(folder / name)
         partial.rename(folder / name)
         _sync(folder)
@@ -115,13 +116,16 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_manifest(folder: Path, position: Position, zero_stage: int, hashes: Mapping[Path, str]) -> None:
+def _both(engine: parallel.Engine, generator: parallel.Engine | None) -> list[parallel.Engine]:
+    return [engine] if generator is None else [engine, generator]
+
+
+def _write_manifest(folder: Path, position: Position, saved: Layout, hashes: Mapping[Path, str]) -> None:
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_128": found}
         for path, found in hashes.items()
     }
-    layout = {"num_processes": parallel.world_size(), "zero_stage": zero_stage}
-    manifest = position._asdict() | layout | {"files": files}
+    manifest = position._asdict() | saved._asdict() | {"files": files}
     path = folder / "manifest.json"
     path.write_text(json.dumps(json_file.sealed(manifest), indent=2) + "\n")
     _sync(path)
@@ -211,6 +215,7 @@ def verified(path: Path, known: Mapping[Path, str] | None = None) -> dict[str, A
         json_file.typed([manifest.get(name) for name in Position._fields], Position, "manifest")
         json_file.typed(manifest.get("num_processes"), int, "num_processes")
         json_file.typed(manifest.get("zero_stage", 0), int, "zero_stage")
+        json_file.typed(manifest.get("order", ""), str, "order")
         files = json_file.typed(manifest.get("files"), dict[str, _File], "files")
         json_file.require(_name(manifest["step"]) == path.name, f"it is of step {manifest['step']}")
     except (OSError, ValueError) as error:
@@ -241,9 +246,8 @@ def restore(engine: parallel.Engine, folder: Path, generator: parallel.Engine | 
         return START
     path, manifest = found
     _require_state_on_no_nvme(engine, path, manifest)
-    stage = engine.zero_optimization_stage()
-    same = (parallel.world_size(), stage) == (manifest["num_processes"], manifest.get("zero_stage", stage))
-    load = _load if same else _load_universal
+    engines = _both(engine, generator)
+    load = _load if layout.recorded(manifest, engines) == layout.of(engines) else _load_universal
     load(engine, path)
     if generator is not None:
         load(generator, path / _GENERATOR)

@@ -137,7 +137,8 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
     filled = json.loads(json.dumps(values))
     # DeepSpeed's timer, which nothing here reads, would wait for the device around each micro-batch.
     ours = {"timers.throughput.enabled": False}
-    for key, value in (ours | _places(values, config) | _optimizer_kernel(values, on_cpu)).items():
+    ours |= _places(values, config) | _communication(values) | _optimizer_kernel(values, on_cpu)
+    for key, value in ours.items():
         _put(filled, key, value)
     clashes = [
         f"{key}: the JSON says {given!r:.200}, the recipe {value!r}"
@@ -171,6 +172,14 @@ def _places(values: dict[str, Any], config: Config) -> dict[str, str]:
         if values.get("zero_optimization", {}).get(name, {}).get("device") == "nvme":
             places[f"zero_optimization.{name}.nvme_path"] = f"{config.output}/offload"
     return places
+
+
+def _communication(values: dict[str, Any]) -> dict[str, str]:
+    """Under ZeRO-1 float32: its sums of gradients are, and the one reduction of an update would round them to bf16.
+
+    ZeRO-2 and 3 reduce at every micro-batch what backward gives in bf16, before they add it.
+    """
+    return {"communication_data_type": "fp32"} if zero_stage(values) == 1 else {}
 
 
 def _optimizer_kernel(values: dict[str, Any], on_cpu: bool) -> dict[str, Any]:

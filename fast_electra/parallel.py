@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from fast_electra import (
     broken_updates,
+    buffers,
     compilation,
     deepspeed_config,
     exact_sums,
@@ -64,12 +65,12 @@ def start(patience_minutes: float = 30.0) -> None:
     if local_rank() == 0:
         operator_builds.release_abandoned(say=partial(print, flush=True))
         shared_memory.release_abandoned()
+    if device().type != "cpu":
+        get_accelerator().set_device(local_rank())  # before anything makes a context on another's GPU
     _join(timedelta(minutes=patience_minutes))
-    if device().type == "cpu":
-        cores = os.environ.get("SLURM_CPUS_PER_TASK") if by_srun else None
-        torch.set_num_threads(int(cores or 0) or max(1, len(os.sched_getaffinity(0)) // local_world_size()))
-    else:
-        get_accelerator().set_device(local_rank())
+    # On a GPU too: an optimizer whose state is offloaded computes on the host, in all processes at once.
+    cores = os.environ.get("SLURM_CPUS_PER_TASK") if by_srun else None
+    torch.set_num_threads(int(cores or 0) or max(1, len(os.sched_getaffinity(0)) // local_world_size()))
 
 
 def _join(patience: timedelta) -> None:
@@ -257,7 +258,7 @@ def training_engine(
     if device().type == "cpu" and settings.get("bf16", {}).get("enabled"):
         within = {id(each) for part in parts for each in part.modules()}
         exact_sums.install(each for each in module.modules() if id(each) not in within)
-    with _buffers_kept(module):
+    with buffers.kept(module, device()):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     broken_updates.install(engine.optimizer)
     engine.monitor.enabled = (
@@ -271,7 +272,7 @@ def training_engine(
 def inference_engine(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A frozen module in DeepSpeed-Inference's engine, whole on each process, without kernel injection."""
     frozen = module.eval().requires_grad_(False).to(device())
-    with _buffers_kept(frozen):
+    with buffers.kept(frozen, device()):
         engine = deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
     return on_torchs_linear(engine)
 
@@ -291,17 +292,6 @@ def _torchs_linear() -> Iterator[None]:
         yield
     finally:
         functional.linear = replaced
-
-
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Buffers keep their precision: DeepSpeed casts them with the weights, and rotary frequencies in bf16 turn far
-    positions by wrong angles (ZeRO-3 leaves them alone, so that stages would also differ)."""
-    exact = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    yield
-    for name, buffer in module.named_buffers():
-        if name in exact and buffer.dtype != exact[name].dtype:
-            buffer.data = exact[name].to(buffer.device)
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

@@ -6,6 +6,7 @@ saves: all processes at the same step.
 """
 
 import dataclasses
+import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
         made = pretrain(first, settings)
         if "export" not in made:
             return made
+        gc.collect()  # what is left of that run lies in cycles
+        torch.cuda.empty_cache()
         here = Path(first.output) / "export"  # not where its summary says: the folder may have moved
         config, began = dataclasses.replace(config, auxiliary=str(here)), time.time()
     watchdog.begin("building the model", LONG if config.objective == "replay" else 1.0)
@@ -120,9 +123,9 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
         summary = finish(run, progress)
     finally:
         progress.close()
-    run.engine.destroy()
-    if run.generator is not None:
-        run.generator.destroy()
+    for engine in filter(None, (run.engine, run.generator)):
+        engine.destroy()
+        engine.optimizer.optimizer.state.clear()  # under ZeRO-3 DeepSpeed's own lists keep the engine alive
     return summary
 
 

@@ -88,7 +88,9 @@ class Stored:
     def sample(self, batch: MaskedBatch, temperature: float) -> Tensor:
         """A token (B, N) for each masked position, at the stored temperature nearest to the one asked for."""
         tokens = torch.from_numpy(self.store.tokens_at(batch.rows.numpy(), temperature))
-        return tokens.to(batch.input_ids.device, non_blocking=True)
+        device = batch.input_ids.device
+        # From pageable memory the copy of a larger batch would wait for the device.
+        return (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
 
 
 class Replay(Frozen):

@@ -1,6 +1,7 @@
 """Run by test_layouts.py on some processes: train a few updates, or restore them into another layout; print digests.
 
-layout.py STAGE FOLDER train|restore: a digest of all weights, moments and counts of updates, gathered from their parts.
+layout.py STAGE FOLDER train|restore|train_as_before: a digest of all weights, moments and counts of updates, gathered
+from their parts. As before, weights lie in the model's own order, of which the manifest says nothing.
 """
 
 import hashlib
@@ -14,10 +15,11 @@ from torch import nn
 
 from fast_electra import checkpoint, deepspeed_config, optim, parallel, recipes, sharded_weights
 from fast_electra.checkpoint import Keep, Position
+from fast_electra.layout import Layout
 
 
 class Model(nn.Module):
-    """Sizes that no number of processes divides, one weight used twice, one that is given no gradient."""
+    """Sizes that no number of processes divides, one weight used twice, some that are given no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,6 +27,7 @@ class Model(nn.Module):
         self.hidden = nn.Linear(7, 7, dtype=torch.bfloat16)
         self.norm = nn.LayerNorm(7, dtype=torch.bfloat16)
         self.unused = nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+        self.of_even_size = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.norm(self.hidden(self.embeddings(tokens)))
@@ -72,14 +75,20 @@ def digest(engine: parallel.Engine) -> str:
     return f"{found.hexdigest()} {counts}"
 
 
+def _without_order(layout: Layout) -> dict[str, int]:
+    return {"num_processes": layout.num_processes, "zero_stage": layout.zero_stage}
+
+
 def main() -> None:
     _launchers, *_, stage_number, folder_name, action = sys.argv
     stage, folder = int(stage_number), Path(folder_name)
     parallel.start()
+    if action == "train_as_before":
+        optim._IN_16_BYTES, Layout._asdict = 1, _without_order
     engine = build(stage)
     before = {name: tensor.clone() for name, tensor in sharded_weights.full_weights(engine, engine.module)}
     position = checkpoint.restore(engine, folder)
-    if action == "train":
+    if action != "restore":
         train(engine, 2, position.step)
         plain = plain_norm(engine, position.step + 2)
         train(engine, 1, position.step + 2)

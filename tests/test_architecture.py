@@ -14,7 +14,8 @@ _FLOW = """
     discriminator metrics objectives joint decoupled replay trained
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
     slurm preemption failure watchdog operator_builds shared_memory injection broken_updates
-    parallel fetching sharded_weights stop_vote auxiliary_engine universal checkpoint export setup_run precompute
+    buffers parallel fetching sharded_weights stop_vote auxiliary_engine universal layout checkpoint export
+    setup_run precompute
     health progress pretrain status row_text
     layer_decay glue squad scores tasks task_head finetune finetune_runs
 """

@@ -1,5 +1,6 @@
 """A checkpoint is read by any number of processes under any ZeRO stage: every weight, moment and count to the bit."""
 
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,12 @@ def chain(layouts, folder):
 
 def test_from_two_processes_of_zero_3_to_one_of_zero_1_all_is_restored_to_the_bit(tmp_path):
     chain([(2, 3), (1, 1)], tmp_path / "a folder [with] (odd) + name")
+
+
+def test_a_checkpoint_of_before_weights_were_put_in_order_is_restored_to_the_bit(tmp_path):
+    saved = run(1, 1, tmp_path / "run", "train_as_before")
+    assert "order" not in json.loads((tmp_path / "run" / "step-00000003" / "manifest.json").read_text())
+    assert run(1, 1, tmp_path / "run", "restore")["digest"] == saved["digest"]
 
 
 @pytest.mark.survive

@@ -31,6 +31,17 @@ def test_biases_and_norms_do_not_decay():
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.01, 0.0)
 
 
+def test_what_would_move_others_off_16_bytes_comes_last():
+    """As two models of a joint run, the first with a head over 30,522 words, lie in one block of memory."""
+    parts = [nn.LayerNorm(16), nn.Linear(16, 30_522), nn.LayerNorm(16), nn.Linear(16, 1), nn.LayerNorm(16)]
+    _, exempt = parameter_groups(nn.Sequential(*parts).bfloat16(), 0.01)
+    sizes = [weight.numel() for weight in exempt["params"]]
+    assert sizes == [16] * 6 + [30_522, 1]
+    parts[1] = nn.Linear(16, 32_000)
+    exempt = parameter_groups(nn.Sequential(*parts[:3]), 0.01)[1]
+    assert [weight.numel() for weight in exempt["params"]] == [16, 16, 32_000, 16, 16], "else nothing is moved"
+
+
 def test_frozen_weights_are_in_no_group():
     model = nn.Linear(2, 3)
     model.weight.requires_grad_(False)
