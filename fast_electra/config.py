@@ -21,6 +21,7 @@ SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENGINES = ("auto", "plain", "compiled", "injected")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 _AUXILIARY_SEED = 1000  # on top of a run's
+_EPSILON = 1e-6  # Adam's in the papers of ELECTRA, COCO-LM and METRO
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,18 @@ class Config:
     def needs_auxiliary(self) -> bool:
         """Whether the objective samples from an existing masked LM."""
         return self.objective in ("frozen", "two_stage")
+
+    def epsilon_for(self, objective: str) -> float:
+        """What is added in Adam's step, m / (sqrt(v) + epsilon), for a model trained on `objective`.
+
+        The papers' 1e-6 belongs to a replaced-token loss that counts 50 times. That loss alone, unweighted, has
+        gradients a fiftieth as large, many below 1e-6 in a large model or batch, whose steps it would shorten: with
+        1e-6 / 50 they are what they are in joint training.
+        """
+        if self.optimizer.epsilon != "auto":
+            return self.optimizer.epsilon
+        weighted = objective in ("mlm", "joint", "joint_shallow", "joint_gdes")
+        return _EPSILON / (1.0 if weighted else self.generator.discriminator_loss_weight)
 
     @property
     def corpora(self) -> list[tuple[str, float]]:

@@ -36,9 +36,11 @@ def read(path: str) -> dict[str, Any]:
     return json_file.read(file, "It is what --deepspeed names; start from one of ds_configs/")
 
 
-def unmonitored(values: dict[str, Any]) -> dict[str, Any]:
-    """These settings for a second engine: the first writes the monitors."""
-    return {name: value for name, value in values.items() if name not in _MONITORS}
+def for_generator(values: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Filled settings for a second engine, a masked LM's: the first writes the monitors."""
+    kept = {name: value for name, value in values.items() if name not in _MONITORS}
+    params = values["optimizer"]["params"] | {"eps": config.epsilon_for("mlm")}
+    return kept | {"optimizer": values["optimizer"] | {"params": params}}
 
 
 def zero_stage(values: dict[str, Any]) -> int:
@@ -130,7 +132,7 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         "optimizer.type": "AdamW",
         "optimizer.params.lr": optimizer.peak_learning_rate,
         "optimizer.params.betas": [optimizer.beta1, optimizer.beta2],
-        "optimizer.params.eps": optimizer.epsilon,
+        "optimizer.params.eps": config.epsilon_for(config.objective),
         "optimizer.params.weight_decay": optimizer.weight_decay,
         "data_types.grad_accum_dtype": "fp32",
     }

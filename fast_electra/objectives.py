@@ -5,7 +5,8 @@ tells which tokens they replaced. At T = 1 throughout, begun with the auxiliary 
 two-stage training; with samples of a fixed statistic (statistic.py) in the model's place it is the `unigram` and
 `random` baselines. `Mlm` is BERT's own objective, and makes an auxiliary model where none exists. Objectives that train
 their generator are in joint.py. All share data, engine, optimizer and clock, so that a difference between them can come
-from nothing else.
+from little else: joint training's loss counts replaced tokens 50 times, which clipping and Adam's epsilon see. Epsilon
+is made equal (Config.epsilon_for); the norm that is cut is 50 times as large there, and of two models.
 """
 
 from collections.abc import Callable, Sequence

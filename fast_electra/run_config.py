@@ -13,14 +13,16 @@ DTYPES = ("auto", "bfloat16", "float32")
 class OptimizerConfig:
     """AdamW with linear warm-up over `warmup_ratio` of the steps and linear decay to 0.
 
-    Gradients are cut to a norm of `clip_norm` (0: never). Biases and norms have no `weight_decay`.
+    Gradients are cut to a norm of `clip_norm` (0: never). Biases and norms have no `weight_decay`. `epsilon` stands
+    beside the root of Adam's second moment; auto is 1e-6 or, where the replaced-token loss stands alone, as much less
+    as that loss counts more in joint training (Config.epsilon_for).
     """
 
     peak_learning_rate: float = 4e-4
     warmup_ratio: float = 0.08
     beta1: float = 0.9
     beta2: float = 0.98
-    epsilon: float = 1e-6
+    epsilon: float | Literal["auto"] = "auto"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
 
@@ -29,7 +31,8 @@ class OptimizerConfig:
         require(0 < rate < math.inf, "optimizer.peak_learning_rate", rate, remedy)
         shares = ("warmup_ratio", "beta1", "beta2")
         require_each("optimizer", self, shares, lambda share: 0 <= share < 1, "give a share from 0 up to 1")
-        require(0 < self.epsilon < math.inf, "optimizer.epsilon", self.epsilon, "give a number above 0, such as 1e-6")
+        positive = 0 < self.epsilon < math.inf if isinstance(self.epsilon, float | int) else self.epsilon == "auto"
+        require(positive, "optimizer.epsilon", self.epsilon, "give a number above 0, such as 1e-6, or auto")
         limits, remedy = ("weight_decay", "clip_norm"), "give a number of at least 0; 0 means none"
         require_each("optimizer", self, limits, lambda limit: 0 <= limit < math.inf, remedy)
 

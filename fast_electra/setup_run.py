@@ -161,7 +161,7 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     generator = None
     if isinstance(objective, Decoupled):
         objective.generator, more = _engine(
-            config, deepspeed_config.unmonitored(settings), objective.generator_module, beginning
+            config, deepspeed_config.for_generator(settings, config), objective.generator_module, beginning
         )
         generator, num_weights = objective.generator, num_weights + more
     micro_batch_rows = engine.train_micro_batch_size_per_gpu()

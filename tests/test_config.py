@@ -31,6 +31,7 @@ WRONG_NUMBERS = [
     (OptimizerConfig, "optimizer.beta1", 1.0),
     (OptimizerConfig, "optimizer.beta2", 1.5),
     (OptimizerConfig, "optimizer.epsilon", 0.0),
+    (OptimizerConfig, "optimizer.epsilon", "small"),
     (OptimizerConfig, "optimizer.weight_decay", nan),
     (OptimizerConfig, "optimizer.clip_norm", -1.0),
     (AuxiliaryConfig, "auxiliary_model.steps", 0),
@@ -43,7 +44,7 @@ WRONG_NUMBERS = [
 
 @pytest.mark.parametrize(("section", "name", "value"), WRONG_NUMBERS)
 def test_numbers_that_cannot_be_meant_are_refused(section, name, value):
-    with pytest.raises(ValueError, match=rf"{name} = {value}: give a"):
+    with pytest.raises(ValueError, match=rf"{name} = {value!r}: give a"):
         section(**{name.partition(".")[2]: value})
 
 

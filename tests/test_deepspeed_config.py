@@ -7,6 +7,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from benchmarks import per_gpu
 from fast_electra import deepspeed_config, recipes
+from fast_electra.config import OBJECTIVES
 from fast_electra.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
@@ -166,6 +167,29 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_settings_of_the_wrong_form_are_refused(given):
     with pytest.raises(ValueError, match=r"expected an object of settings|choose 1, 2 or 3"):
         fill(given, DEMO, 1, on_cpu=True)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_adams_epsilon_is_as_large_beside_each_loss_as_in_joint_training(objective):
+    """Its step m / (sqrt(v) + epsilon) for a loss that counts 50 times is that of the loss alone with a fiftieth."""
+    recipe = recipes.get("electra_small") if objective == "joint" else DEMO  # whose generator is narrow
+    run = replace(recipe.run, dtype="bfloat16")
+    config = replace(recipe, objective=objective, initial_weights="", replacements="paths", run=run)
+    filled = fill(ZERO3, config, 1, True)
+    once = objective in ("frozen", "replay", "two_stage", "unigram", "random", "joint_decoupled")
+    assert filled["optimizer"]["params"]["eps"] == pytest.approx(2e-8 if once else 1e-6)
+    generator = deepspeed_config.for_generator(filled, config)
+    assert generator["optimizer"]["params"] == filled["optimizer"]["params"] | {"eps": 1e-6}, "of a masked LM"
+    named = replace(config, optimizer=replace(config.optimizer, epsilon=1e-8))
+    assert fill(ZERO3, named, 1, True)["optimizer"]["params"]["eps"] == 1e-8
+    assert "csv_monitor" not in deepspeed_config.for_generator(filled | {"csv_monitor": {"enabled": True}}, config)
+
+
+def test_gradients_are_reduced_in_the_float32_they_are_added_in():
+    assert fill({"zero_optimization": {"stage": 1}}, DEMO, 1, True)["communication_data_type"] == "fp32"
+    assert "communication_data_type" not in fill(ZERO3, DEMO, 1, True), "at every micro-batch, in bf16"
+    asked = {"zero_optimization": {"stage": 1}, "communication_data_type": "bf16"}
+    assert fill(asked, DEMO, 1, True)["communication_data_type"] == "bf16"
 
 
 def test_gradients_accumulate_in_float32():

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
-from fast_electra import deepspeed_config, discriminator, optim, parallel, recipes, sharded_weights
+from fast_electra import buffers, deepspeed_config, discriminator, optim, parallel, recipes, sharded_weights
 from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
 from fast_electra.batches import Batches
 from fast_electra.config import ENCODER_TYPES, DataConfig, EncoderConfig, TemperatureConfig
@@ -189,6 +189,48 @@ def test_rotary_frequencies_stay_in_float32(stage, tiny_corpus):
         assert {buffer.dtype for buffer in frequencies} == {torch.float32}
     assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
     engine.destroy()
+
+
+def test_sums_of_gradients_reach_the_optimizer_in_float32(tiny_tokenizer):
+    """Reduced in bf16, as DeepSpeed would by itself, every one of them would be a number of bf16."""
+    parallel.start()
+    config = replace(recipes.get("demo"), run=replace(recipes.get("demo").run, dtype="bfloat16", batch_rows=4))
+    config = replace(config, run=replace(config.run, micro_batch_rows=1))
+    settings = deepspeed_config.fill({"zero_optimization": {"stage": 1}}, config, 1, True)
+    shape = transformers_config(EncoderConfig("bert", 1, 32, 2, 48, max_positions=64), tiny_tokenizer)
+    module = discriminator.ReplacedTokenDetection(discriminator.build(shape, "eager", torch.bfloat16))
+    engine = parallel.training_engine(module, optim.parameter_groups(module, 0.01), settings)
+    for row in torch.randint(5, 500, (4, 1, 16)):
+        engine.backward(engine(row, row % 2)[0])
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()
+    sums = torch.cat([each.flatten() for group in engine.optimizer.fp32_groups_gradients for each in group])
+    assert sums.dtype == torch.float32
+    given = sums[sums != 0]  # rows of the embeddings that no token asked for have none
+    assert (given != given.bfloat16()).float().mean() > 0.5
+    engine.destroy()
+
+
+class Ours(torch.nn.Module):
+    """A module of ours around a stock model, as a joint run's."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("special_ids", torch.tensor([4, 1]), persistent=False)
+        self.inner = torch.nn.ModuleDict({"rope": torch.nn.Module()})
+        self.inner["rope"].register_buffer("frequencies", torch.ones(3))
+
+
+def test_buffers_lie_where_a_process_computes_in_the_numbers_they_were_made_in():
+    """DeepSpeed moves no model to a GPU that zero.Init has had a part in, and casts others whole."""
+    module = Ours()
+    with buffers.kept(module, torch.device("meta")):
+        assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
+    module = Ours()
+    with buffers.kept(module, torch.device("cpu")):
+        module.bfloat16()
+    assert module.inner["rope"].frequencies.dtype == torch.float32
+    assert module.special_ids.dtype == torch.int64
 
 
 def test_deepspeeds_accelerator_says_where_a_process_computes(monkeypatch):
