@@ -127,9 +127,8 @@ class Auxiliary:
             targets.append(target.flatten())
             for rows, logits in self.logits(batch):
                 hits += int((logits.argmax(dim=-1) == target[rows]).sum())
-        counts = torch.bincount(torch.cat(targets))
-        total = int(counts.sum())
-        return hits / total, int(counts.max()) / total, total
+        most_frequent, total = _most_frequent(torch.cat(targets))
+        return hits / total, most_frequent, total
 
 
 def load(path: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dtype: torch.dtype) -> PreTrainedModel:
@@ -197,13 +196,33 @@ def refuse_other_vocabulary(
         )
 
 
+def _most_frequent(targets: Tensor) -> tuple[float, int]:
+    """The share of the most frequent one among so many tokens."""
+    counts = torch.bincount(targets.flatten())
+    return int(counts.max()) / targets.numel(), targets.numel()
+
+
+def to_be_beaten(batches: Batches) -> dict[str, float]:
+    """What the accuracy of a masked LM on the held-out rows is to be seen beside, for a run's summary.
+
+    `most_frequent_share` is that of always naming the most frequent token, `gate_accuracy` the least that `gate` takes.
+    """
+    held_out = batches.held_out(0, batches.num_held_out)
+    most_frequent, total = _most_frequent(held_out.input_ids.gather(1, held_out.positions))
+    return {"most_frequent_share": most_frequent, "gate_accuracy": _least(most_frequent, total)}
+
+
+def _least(most_frequent: float, total: int) -> float:
+    """Two standard errors of a share measured on so many tokens above it."""
+    return most_frequent + 2 * (most_frequent * (1 - most_frequent) / total) ** 0.5
+
+
 def gate(path: str, accuracy: float, most_frequent: float, total: int) -> None:
     """Refuse an auxiliary model that predicts no better than always naming the most frequent token.
 
     The margin is two standard errors of the measured share. Raises ValueError.
     """
-    margin = 2 * (most_frequent * (1 - most_frequent) / total) ** 0.5
-    if accuracy <= most_frequent + margin:
+    if accuracy <= _least(most_frequent, total):
         raise ValueError(
             f"auxiliary = {path!r} predicts {accuracy:.1%} of {total} held-out masked tokens; always naming the most "
             f"frequent token would get {most_frequent:.1%}. A discriminator learns nothing from such samples: "

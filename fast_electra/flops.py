@@ -12,7 +12,7 @@ B rows, T tokens a row, N masked positions a row.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from statistics import median
@@ -214,9 +214,13 @@ def vendor_peak(device_name: str, dtype: torch.dtype) -> float | None:
 
 
 def measured_matmul_flops_per_second(
-    device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 10
+    device: torch.device | str,
+    dtype: torch.dtype,
+    size: int | None = None,
+    repeats: int = 10,
+    of: Callable[[Sequence[float]], float] = median,
 ) -> float:
-    """FLOP/s of a (size, size) x (size, size) product on `device`, the median of `repeats` after two to warm up.
+    """FLOP/s of a (size, size) x (size, size) product on `device`, by seconds `of` the `repeats`, after two to warm up.
 
     size: on a CPU 2048, 1024 for float32; 8192 elsewhere, unless given. On a CPU the product runs with torch's threads
     as they are set; with several processes on one machine measure in all at once, or the figure is of a machine without
@@ -236,7 +240,7 @@ def measured_matmul_flops_per_second(
         torch.mm(left, right)
         _wait_for(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / median(seconds[2:])
+    return 2 * size**3 / of(seconds[2:])
 
 
 def _wait_for(device: torch.device) -> None:

@@ -45,9 +45,19 @@ def release_abandoned(patience: float = PATIENCE, say: Callable[[str], None] = l
                 time.sleep(0.5)
 
 
+def announce(name: str, say: Callable[[str], None]) -> None:
+    """Tell `say` of a build that a start will wait for: no built operator of that name lies where it would be."""
+    if not _in_build_folders(f"{name}/*.so"):
+        say(f"building {name}, an operator of DeepSpeed's: a minute or two, once on this machine")
+
+
 def _locks() -> list[Path]:
+    return _in_build_folders("*/lock")
+
+
+def _in_build_folders(pattern: str) -> list[Path]:
     named = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return sorted(Path(named).glob("*/lock") if named else Path(get_default_build_root()).glob("*/*/lock"))
+    return sorted(Path(named).glob(pattern) if named else Path(get_default_build_root()).glob(f"*/{pattern}"))
 
 
 def _is_held(lock: Path) -> bool:

@@ -65,6 +65,8 @@ def start(patience_minutes: float = 30.0) -> None:
     if local_rank() == 0:
         operator_builds.release_abandoned(say=partial(print, flush=True))
         shared_memory.release_abandoned()
+        if device().type == "cpu":
+            operator_builds.announce("deepspeed_shm_comm", say=partial(print, flush=True))
     if device().type != "cpu":
         get_accelerator().set_device(local_rank())  # before anything makes a context on another's GPU
     _join(timedelta(minutes=patience_minutes))

@@ -24,6 +24,7 @@ from fast_electra import (
     compilation,
     deepspeed_config,
     failure,
+    flops,
     initial_weights,
     optim,
     parallel,
@@ -273,6 +274,9 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         differences = {
             name: export(run.engine, tokenizer, folders[name], each, own_types) for name, each in exported.items()
         }
+    memory = peak_memory_gib()
+    # Neighbours slow a product down as they do training: of the start's and this moment's the faster is a peak.
+    peak_flops = max(run.peak_flops, setup_run.matrix_product_flops(config))
     tokens = run.position.rows_seen * config.data.sequence_length
     tokens_per_second = progress.tokens_per_second(run.position.step, run.position.seconds)
     first, last = run.objective.progress(0.0), run.objective.progress((config.run.steps - 1) / config.run.steps)
@@ -288,11 +292,11 @@ def finish(run: Run, progress: Progress) -> dict[str, Any]:
         "seconds": run.position.seconds,
         "tokens_per_second": tokens_per_second,
         "flops_per_token": run.flops_per_token,
-        "mfu": run.flops_per_token * tokens_per_second / run.peak_flops,
+        "mfu": flops.mfu(run.flops_per_token, tokens_per_second, peak_flops),
         "dtype": config.run.dtype,
         "compiled": config.run.compile,
-        "measured_peak_tflops": run.peak_flops / 1e12,
-        "peak_memory_gib": peak_memory_gib(),
+        "measured_peak_tflops": peak_flops / 1e12,
+        "peak_memory_gib": memory,
         "num_processes": parallel.world_size(),
         **run.facts,
         **{name: str(folder) for name, folder in folders.items()},

@@ -50,7 +50,9 @@ class Progress:
         self.log = MetricsLog(self.config.output, run.position.step) if self.speaks else None
         self.watchdog = watchdog
         self.health = Health(run, self.log.kept if self.log is not None else [])
-        if self.speaks and not run.position.step and (begun := summary.begun(run.facts)):
+        if self.speaks and run.position.step:
+            tqdm.write(f"{self.config.output} goes on from step {run.position.step:,}")
+        elif self.speaks and (begun := summary.begun(run.facts)):
             tqdm.write(f"{self.config.output} begins with {begun}")
         self.bar = tqdm(
             total=self.config.run.steps,

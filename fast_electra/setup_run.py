@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fast_electra import (
@@ -176,7 +176,7 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         engine,
         generator,
         flops_per_token,
-        peak_flops=float(parallel.sum_over_processes(_matrix_product_flops(dtype_of(config)))),
+        peak_flops=matrix_product_flops(config),
         pairs=_pairs(config),
         facts=facts | separated | {"weights": num_weights},
     )
@@ -224,11 +224,11 @@ def _engine(
     return parallel.training_engine(module, groups, settings, config.run.compile is True), num_weights
 
 
-def _matrix_product_flops(dtype: torch.dtype) -> Tensor:
-    """This process's share of the matrix-product peak, FLOP/s, measured in all processes at once."""
+def matrix_product_flops(config: Config) -> float:
+    """FLOP/s of the fastest of some matrix products in each process, all of them at once: the sum over processes."""
     parallel.barrier()
-    peak = flops.measured_matmul_flops_per_second(parallel.device(), dtype)
-    return torch.tensor(peak, dtype=torch.float64, device=parallel.device())
+    mine = flops.measured_matmul_flops_per_second(parallel.device(), dtype_of(config), of=min)
+    return float(parallel.sum_over_processes(torch.tensor(mine, dtype=torch.float64, device=parallel.device())))
 
 
 def _objective(
@@ -237,7 +237,8 @@ def _objective(
     """The objective, the config of its auxiliary model or generator if it has one, and what the gate measured."""
     match config.objective:
         case "mlm":
-            return objectives.Mlm(tokenizer.mask_token_id, tokenizer.all_special_ids), None, {}
+            mlm = objectives.Mlm(tokenizer.mask_token_id, tokenizer.all_special_ids)
+            return mlm, None, auxiliary.to_be_beaten(batches)
         case "unigram" | "random":
             sampler = Statistic(_word_weights(config, batches, len(tokenizer)), tokenizer, config.seed)
             return objectives.Frozen(sampler, None, config.data.masked_share), None, {}

@@ -24,6 +24,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"    from transformers import AutoTokenizer, {summary['model_class']}",
         f'    tokenizer = AutoTokenizer.from_pretrained("{summary["export"]}")',
         f'    model = {summary["model_class"]}.from_pretrained("{summary["export"]}")',
+        *_use(summary),
     ]
     return "\n" + "\n".join(lines) + "\n"
 
@@ -107,4 +108,19 @@ def _separated(summary: dict[str, Any]) -> list[str]:
 
 
 def _masked_lm(summary: dict[str, Any]) -> list[str]:
-    return [f"  learned      loss {summary['loss']:.3f}, {summary['accuracy']:.1%} of held-out masked tokens predicted"]
+    learned = (
+        f"  learned      loss {summary['loss']:.3f}, {summary['accuracy']:.1%} of held-out masked tokens predicted"
+    )
+    if "gate_accuracy" not in summary:  # of an earlier version
+        return [learned]
+    lines = [f"{learned} (the most frequent token: {summary['most_frequent_share']:.1%})"]
+    if summary["accuracy"] <= summary["gate_accuracy"]:
+        lines.append("  beware       too little for an auxiliary model, which the gate would refuse: train it longer")
+    return lines
+
+
+def _use(summary: dict[str, Any]) -> list[str]:
+    """What to ask the exported model."""
+    if summary["objective"] == "mlm":
+        return []
+    return ['    model(**tokenizer("a text", return_tensors="pt")).logits.sigmoid()  # of each token: P(replaced)']

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fast_electra.operator_builds import prefer_own_ninja, release_abandoned
+from fast_electra.operator_builds import announce, prefer_own_ninja, release_abandoned
 
 
 @pytest.fixture
@@ -24,6 +24,14 @@ def test_the_lock_of_a_killed_build_is_removed_when_it_is_old_enough(lock):
     assert time.monotonic() - start > 0.5, "a young lock may be another host's"
     assert [line.split()[0] for line in said] == ["waiting", "removed"]
     assert not lock.exists()
+
+
+def test_a_build_that_a_start_will_wait_for_is_told_of_once(lock):
+    said = []
+    announce("an_operator", said.append)
+    assert "a minute or two" in said[0]
+    (lock.parent / "an_operator.so").touch()
+    announce("an_operator", pytest.fail)
 
 
 def test_the_lock_of_a_build_that_runs_is_left_alone(lock):
