@@ -13,7 +13,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 output=$(mkdir -p "$1" && realpath "$1") wheels=${2:-} scratch=$(mktemp -d)
-parts=${PARTS:-tests training separated base overhead replay large products offload engines} in_all=${SECONDS_IN_ALL:-540}
+parts=${PARTS:-tests training joint separated base overhead replay large products offload engines} in_all=${SECONDS_IN_ALL:-540}
 trap 'rm -rf "$scratch"' EXIT
 failed=0
 if [[ -n $wheels ]]; then
@@ -74,12 +74,13 @@ apart="--objective random --data.sequence_length $length --encoder.max_positions
 python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 part tests 60 python3 -m pytest -q -m gpu tests
 part training 130 bash -c "train run zero3 $whole"
+part joint 60 bash -c "train joint zero3 --objective joint_shallow --corpus $scratch/run/corpus --run.steps $steps --run.stop_at_step 10"
 part separated 90 bash -c "train apart zero1 $apart --run.steps $steps --run.stop_at_step 10"
 part base 120 python3 -m benchmarks.measure "${base[@]}" --compile yes --micro_batches 4 --steps 3 --turns 5 --output "$output"
 part overhead 50 python3 -m benchmarks.overhead "$one" --compile --micro_batches 4 --turns 5
 part replay 70 python3 -m benchmarks.replay "$one" --output "$output"
 part large 100 python3 -m benchmarks.measure "${large[@]}" --compile yes --micro_batches 4 --steps 2 --turns 4 --output "$output"
 part products 100 python3 -m benchmarks.products "${base[@]:0:2}" --compile --micro_batches 4 --turns 5 --output "$output"
-part offload 60 bash -c "train offload zero3_offload --run.compile false $again --run.stop_at_step 2"
+part offload 120 bash -c "train offload zero3_offload --run.compile false $again --run.stop_at_step 2"
 part engines 180 python3 -m benchmarks.engines "${engines[@]}" --output "$output"
 exit "$failed"

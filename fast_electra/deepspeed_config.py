@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch.utils import cpp_extension
+
 from fast_electra import json_file
 from fast_electra.batches import even_share
 from fast_electra.config import Config
@@ -153,6 +155,11 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         clashes.append("torch_autocast.enabled: the weights themselves are in run.dtype, and computed with as they are")
     if filled.get("compile", {}).get("deepcompile"):
         clashes.append("compile.deepcompile: what is compiled is run.compile's to say, which compiles layer by layer")
+    if not on_cpu and cpp_extension.CUDA_HOME is None and _on_nvme(values):
+        clashes.append(
+            "zero_optimization: offload to nvme needs the CUDA toolkit, which DeepSpeed builds against; "
+            "set CUDA_HOME, or offload to the host (ds_configs/zero3_offload.json)"
+        )
     if "scheduler" in filled:
         clashes.append("scheduler: the learning rate follows optimizer.warmup_ratio and run.steps of the recipe")
     clashes += [f"{key:.200}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]
@@ -170,10 +177,13 @@ def _places(values: dict[str, Any], config: Config) -> dict[str, str]:
     for name in ("csv_monitor", "tensorboard"):
         if values.get(name, {}).get("enabled"):
             places |= {f"{name}.output_path": f"{config.output}/monitor", f"{name}.job_name": config.recipe}
-    for name in ("offload_optimizer", "offload_param"):
-        if values.get("zero_optimization", {}).get(name, {}).get("device") == "nvme":
-            places[f"zero_optimization.{name}.nvme_path"] = f"{config.output}/offload"
-    return places
+    return places | {f"zero_optimization.{name}.nvme_path": f"{config.output}/offload" for name in _on_nvme(values)}
+
+
+def _on_nvme(values: dict[str, Any]) -> list[str]:
+    """What these settings offload to NVMe."""
+    zero = values.get("zero_optimization", {})
+    return [name for name in ("offload_optimizer", "offload_param") if zero.get(name, {}).get("device") == "nvme"]
 
 
 def _communication(values: dict[str, Any]) -> dict[str, str]:

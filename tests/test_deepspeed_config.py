@@ -197,6 +197,18 @@ def test_gradients_accumulate_in_float32():
     assert fill(ZERO3, DEMO, 1, on_cpu=True)["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
+def test_offload_to_nvme_from_a_gpu_needs_what_deepspeed_builds_its_operator_against(monkeypatch):
+    nvme = read(str(next(path for path in SHIPPED if path.stem == "zero3_nvme")))
+    monkeypatch.setattr(deepspeed_config.cpp_extension, "CUDA_HOME", None)
+    with pytest.raises(ValueError, match=r"nvme needs the CUDA toolkit.*zero3_offload"):
+        fill(nvme, DEMO, 1, on_cpu=False)
+    assert (
+        fill(nvme, DEMO, 1, on_cpu=True)["zero_optimization"]["offload_optimizer"]["nvme_path"] == "runs/demo/offload"
+    )
+    monkeypatch.setattr(deepspeed_config.cpp_extension, "CUDA_HOME", "a folder")
+    assert fill(nvme, DEMO, 1, on_cpu=False)
+
+
 def test_deepspeeds_own_optimizer_is_left_for_offload_from_a_gpu():
     offload = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     assert "torch_adam" not in fill(offload, DEMO, 1, on_cpu=False)["optimizer"]["params"]
