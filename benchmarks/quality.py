@@ -182,7 +182,7 @@ def diverged(study: Study, arm: Arm, seed: int, message: str) -> Row:
 
 
 def row(study: Study, arm: Arm, seed: int) -> Row:
-    """The row of an arm whose run and scores are done."""
+    """The row of an arm whose run and scores are done; where one says nothing of Adam's epsilon, that was 1e-6."""
     run = study.run(arm.name, seed)
     summary, scores = (json.loads((run / name).read_text()) for name in ("summary.json", "scores.json"))
     judged, found, second = scores["judged"], scores["blimp"] or {}, scores.get("second") or {}
@@ -193,6 +193,7 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "steps": summary["steps"],
         "tokens": summary["tokens"],
         "weights": summary["weights"],
+        "epsilon": json.loads((run / "deepspeed.json").read_text())["optimizer"]["params"]["eps"],
         "auxiliary": arm.auxiliary or None,
         "auxiliary_accuracy": summary.get("auxiliary_top1"),
         "auxiliary_weights": _auxiliary_weights(study, arm, summary),
