@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fast_electra.batches import AHEAD, Batches, prefetch
+from fast_electra.batches import AHEAD, Batches, MaskedBatch, prefetch
 from fast_electra.config import DataConfig
 from fast_electra.statistic import unigram
 
@@ -102,6 +102,18 @@ def test_several_batches_are_made_at_the_same_time_and_no_more_are_held(batches,
     next(made)
     assert len(drawn) == AHEAD + 1
     assert len(list(made)) == 3 * AHEAD - 1
+
+
+def test_batches_are_pinned_on_threads_that_know_their_processs_gpu(batches, monkeypatch):
+    """A new thread's GPU is the first: what it asks of it would make a context there, in every process of a machine."""
+    known, pinned = set(), []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: known.add((threading.get_ident(), gpu)))
+    monkeypatch.setattr(MaskedBatch, "pinned", lambda batch: pinned.append((threading.get_ident(), 3)) or batch)
+    assert len(list(prefetch(batches, [(8 * n, 8) for n in range(2 * AHEAD)], pin=True))) == len(pinned)
+    assert set(pinned) <= known
+    list(prefetch(batches, [(0, 8)]))
+    assert len(pinned) == 2 * AHEAD
 
 
 def test_an_error_while_prefetching_reaches_the_loop_in_its_place(batches, monkeypatch):
