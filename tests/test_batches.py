@@ -141,7 +141,7 @@ def test_threads_end_with_the_loop_and_begin_nothing_more(batches, monkeypatch):
         return training(first, count)
 
     monkeypatch.setattr(batches, "training", slow)
-    monkeypatch.setattr("fast_electra.batches.ThreadPoolExecutor", lambda _, name: ThreadPoolExecutor(2, name))
+    monkeypatch.setattr("fast_electra.batches.ThreadPoolExecutor", lambda _, *of: ThreadPoolExecutor(2, *of))
     made = prefetch(batches, ((8 * n, 8) for n in range(20)))
     next(made)
     assert threads()
