@@ -22,10 +22,11 @@ from transformers import PreTrainedTokenizerBase
 
 from fast_electra import documentation
 from fast_electra import tokenizer as tokenizers
-from fast_electra.corpus_writer import PREFIX_NAME, TOKENIZER_FOLDER, Preparation, write_corpus
+from fast_electra.corpus_writer import PREFIX_NAME, Preparation, write_corpus
 from fast_electra.documents import list_sources
 from fast_electra.manifest import FILE_NAME, Manifest, hash_file
 from fast_electra.megatron_index import Index, read_index
+from fast_electra.tokenizer import TOKENIZER_FOLDER
 
 _logger = logging.getLogger(__name__)
 _BLOCK = 1 << 16  # tokens of a foreign corpus looked at in one place,

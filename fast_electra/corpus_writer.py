@@ -28,9 +28,9 @@ from fast_electra.manifest import FORMAT, FileRecord, Manifest, library_versions
 from fast_electra.megatron_index import narrowest_dtype
 from fast_electra.staging import staged
 from fast_electra.tokenization import Tokenized, tokenize
+from fast_electra.tokenizer import TOKENIZER_FOLDER
 
 PREFIX_NAME = "corpus"
-TOKENIZER_FOLDER = "tokenizer"
 
 _logger = logging.getLogger(__name__)
 # For the disk space looked for beforehand: how much text a stored byte is, and how many tokens a byte of text.
@@ -109,7 +109,7 @@ def write_corpus(preparation: Preparation, output: Path, *, workers: int, progre
         if not counts.documents:
             raise ValueError(
                 f"no document with text in {[one.name for one in preparation.inputs]} ({tally.empty_documents:,} empty "
-                "ones): check the inputs, and for JSON lines and Parquet the text_key"
+                "ones): check the inputs, and for JSON lines and Parquet the --text_key"
             )
         Manifest(
             format=FORMAT,

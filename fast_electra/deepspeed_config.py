@@ -28,12 +28,18 @@ _SECTIONS = (
 )
 
 
-def read(path: str) -> dict[str, Any]:
-    """The JSON file as a dictionary. Raises ValueError when there is none or it is not JSON."""
-    file = Path(path)
-    if not file.is_file():
+def read(path: str, beside: Path | None = None) -> dict[str, Any]:
+    """The JSON file as a dictionary; a relative path is looked for in the folder `beside` too.
+
+    Raises ValueError when there is none or it is not JSON.
+    """
+    folders = list(dict.fromkeys([Path.cwd(), beside or Path.cwd()]))
+    file = next((folder / path for folder in folders if (folder / path).is_file()), None)
+    if file is None:
+        looked = "" if Path(path).is_absolute() else f" in {' or '.join(repr(str(folder)) for folder in folders)}"
         raise ValueError(
-            f"--deepspeed {path!r} is no file; ds_configs/ holds zero1, zero2, zero3 and more to start from"
+            f"DeepSpeed's JSON: {path!r} is no file{looked}; ds_configs/ holds zero1, zero2, zero3 and more to start "
+            "from: name one with --deepspeed"
         )
     return json_file.read(file, "It is what --deepspeed names; start from one of ds_configs/")
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_electra.compression import SUFFIXES, detect, read_bytes
-from fast_electra.hub import PREFIX, read_texts
+from fast_electra.hub import PREFIX, read_texts, text_key_option
 
 MAX_CHARACTERS = 1 << 20
 
@@ -216,11 +216,13 @@ def _json_text(line: str, place: str, key: str) -> str:
         raise ValueError(f"{place} is a JSON {type(record).__name__}: write one object a line, its text under {key!r}")
     if key not in record:
         raise ValueError(
-            f"{place} has no key {key!r}, only {sorted(record)!s:.200}: name the one that holds the text (text_key)"
+            f"{place} has no key {key!r}, only {sorted(record)!s:.200}: name the text's: {text_key_option(record)}"
         )
     text = "" if record[key] is None else record[key]
     if not isinstance(text, str):
-        raise ValueError(f"{place} has a {type(text).__name__} under {key!r}: name a key that holds text (text_key)")
+        raise ValueError(
+            f"{place} has a {type(text).__name__} under {key!r}: name the text's: {text_key_option(record)}"
+        )
     if "\\ud" in line.lower():
         _refuse_surrogates(text, place)
     return text
@@ -259,4 +261,4 @@ def _require_text_column(schema: Any, path: Path, key: str) -> None:
     types = {column.name: str(column.type) for column in schema}
     if not types.get(key, "").removeprefix("dictionary<values=").removeprefix("large_").startswith("string"):
         columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
-        raise ValueError(f"{str(path)!r} has no column {key!r} of text, but {columns}: name the text's (text_key)")
+        raise ValueError(f"{str(path)!r} has no column {key!r} of text, but {columns}: name the text's: --text_key KEY")

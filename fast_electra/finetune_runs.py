@@ -15,8 +15,9 @@ def finetune_all(
 
     Returns what results.json in `output` holds: for each task, those of earlier starts included, the median, range and
     all seeds of each measure; of the tasks wanted now, seeds above `num_seeds` are left out. "all" leaves out tasks of
-    which the folder `data` has nothing, and names them under `without_data`. Raises ValueError for input that cannot
-    be used, or when another process works in `output`.
+    which the folder `data` has nothing, says so first, and names them under `without_data`.
+
+    Raises ValueError for input that cannot be used, or when another process works in `output`.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds}: give a number of at least 1")
@@ -27,6 +28,8 @@ def finetune_all(
             f"data = {data!r} has nothing of {', '.join(missing)}: give the folder that holds the official files (a "
             "folder a task, SQuAD's beside them or in squad/), leave these tasks out, or pass --data hub"
         )
+    if missing:  # before hours of the others
+        print(f"data = {data!r} has nothing of {', '.join(missing)}: left out", flush=True)  # noqa: T201
     present = [name for name in names if name not in missing]
     config = task_head.load_config(model)
     ours = task_head.fingerprints(model, config, task_head.load_tokenizer(model, config))

@@ -22,15 +22,23 @@ def read_texts(source: str, key: str, advance: Callable[[int], None] = lambda re
     for number, row in enumerate(rows, start=1):
         if key not in row:
             raise ValueError(
-                f"row {number:,} of {source!r} has no {key!r}, only {sorted(row)}: name the text (text_key)"
+                f"row {number:,} of {source!r} has no {key!r}, only {sorted(row)}: name the text's: "
+                f"{text_key_option(row)}"
             )
         text = "" if row[key] is None else row[key]
         if not isinstance(text, str):
             raise ValueError(
-                f"row {number:,} of {source!r} has a {type(text).__name__} under {key!r}: name a text (text_key)"
+                f"row {number:,} of {source!r} has a {type(text).__name__} under {key!r}: name the text's: "
+                f"{text_key_option(row)}"
             )
         advance(len(text.encode("utf-8", "replace")))
         yield text
+
+
+def text_key_option(record: dict[str, Any]) -> str:
+    """How to name the key of the text on the command line: that of the longest text in `record` is likely meant."""
+    lengths = {key: len(value) for key, value in record.items() if isinstance(value, str)}
+    return f"--text_key {max(lengths, key=lambda key: lengths[key], default='KEY')}"
 
 
 def identify(source: str) -> str:

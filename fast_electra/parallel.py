@@ -79,6 +79,7 @@ def _join(patience: timedelta) -> None:
     """Join the group; the memory that DeepSpeed shares within a machine is left to end with its processes.
 
     DeepSpeed reduces gradients in a clone of it, which would keep the backend's own patience, ten minutes of NCCL's.
+    Raises ValueError where the first process finds its port taken: the launcher ends the others, which wait for it.
     """
     try:
         deepspeed.init_distributed(timeout=patience, verbose=False)
@@ -86,6 +87,12 @@ def _join(patience: timedelta) -> None:
     except RuntimeError as error:  # a compiler that a signal to the whole process group has ended
         if preemption.requested():
             raise preemption.Preempted from error
+        if "EADDRINUSE" in str(error):
+            port, another = os.environ["MASTER_PORT"], int(os.environ["MASTER_PORT"]) + 1
+            raise ValueError(
+                f"port {port} is taken, most likely by another run on this machine: `deepspeed --master_port {another} "
+                f"...` (under srun: export MASTER_PORT={another})"
+            ) from error
         raise
     if device().type == "cpu":
         dist.barrier()

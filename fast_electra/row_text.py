@@ -12,13 +12,17 @@ from fast_electra.require import require
 
 
 def texts(folder: str, numbers: list[int]) -> Iterator[tuple[int, str]]:
-    """(number, text) of rows of the run in `folder`. Raises ValueError when its corpus is gone or has no such row."""
+    """(number, text) of rows of the run in `folder`.
+
+    Raises ValueError when its corpus is gone, and after all others for a row that it has not.
+    """
     config = config_file.load(Path(folder) / "config.json")
     named = config.corpora or [(str(Path(config.output) / "corpus"), 1.0)]
     opened = [(Corpus.open(path, tokenizer=config.tokenizer or None), weight) for path, weight in named]
     batches = Batches(opened, config.data, config.seed)
-    for number in numbers:
-        require(0 <= number < batches.num_rows, "row", number, f"the corpus has rows 0 to {batches.num_rows - 1}")
-    rows = batches.tokens(np.array(numbers, dtype=np.int64))
+    there = [number for number in numbers if 0 <= number < batches.num_rows]
+    rows = batches.tokens(np.array(there, dtype=np.int64))
     tokenizer = opened[0][0].tokenizer
-    yield from zip(numbers, (tokenizer.decode(row, skip_special_tokens=True) for row in rows), strict=True)
+    yield from zip(there, (tokenizer.decode(row, skip_special_tokens=True) for row in rows), strict=True)
+    for number in numbers:
+        require(number in there, "row", number, f"the corpus has rows 0 to {batches.num_rows - 1}")

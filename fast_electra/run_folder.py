@@ -65,7 +65,7 @@ def claim(config: Config) -> None:
     saved = folder / "config.json"
     if saved.exists():
         if not _is_bare(folder):
-            _refuse_other_run(config_file.load(saved), config)
+            _refuse_other_run(config_file.load(saved), config, finished=(folder / _SUMMARY).exists())
         if (folder / _SUMMARY).exists():
             return
     elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _BEGUN):
@@ -125,14 +125,19 @@ def bind(output: str, identity: dict[str, Any]) -> None:
     write_json(path, identity)
 
 
-def _refuse_other_run(earlier: Config, config: Config) -> None:
+def _refuse_other_run(earlier: Config, config: Config, finished: bool) -> None:
     before, now = flatten(config_file.to_dict(earlier)), flatten(config_file.to_dict(config))
     differing = [f"{key}: {before[key]!r:.200} there, {now[key]!r} now" for key in now if before[key] != now[key]]
     differing = [line for line in differing if line.partition(":")[0] not in _FREE]
     if differing:
+        longer = ""
+        more = config.run.steps > earlier.run.steps
+        if finished and more and [line.partition(":")[0] for line in differing] == ["run.steps"]:
+            begun = f"--initial_weights {Path(config.output) / 'export'}"
+            longer = f"\n  (to train what is done further: a new --output with {begun})"
         raise ValueError(
             f"output = {config.output!r} holds another run; name a new folder with --output, or start with the "
-            "same settings:\n  " + "\n  ".join(differing)
+            "same settings:\n  " + "\n  ".join(differing) + longer
         )
 
 

@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))  # ids 5 to 260
 SAMPLE_CHARACTERS = 10_000_000
+TOKENIZER_FOLDER = "tokenizer"  # within a corpus's folder
 
 _RESERVED = len(SPECIAL_TOKENS) + len(BYTE_PIECES)
 _SPACE = "\u2581"
@@ -75,11 +76,14 @@ def train(
 def load(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of an existing masked language model from a folder, or from the hub by its name.
 
-    Raises ValueError if there is none, if it lacks a special token that masking and packing need, or if it has no fast
-    version. Code that comes with a model is never run.
+    Of a corpus's folder it is the one that the corpus was made with. Raises ValueError if there is none, if it lacks a
+    special token that masking and packing need, or if it has no fast version. Code that comes with a model is never
+    run.
     """
+    of_corpus, own = Path(path_or_name, TOKENIZER_FOLDER), Path(path_or_name, "tokenizer_config.json")
+    place = of_corpus if of_corpus.is_dir() and not own.exists() else path_or_name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path_or_name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
         tokenizer(_PROBES[0], verbose=False)  # damage in a setting shows on first use
     except Exception as error:  # transformers raises whatever the tokenizer's files provoke
         raise ValueError(
@@ -149,7 +153,7 @@ def _train_sentencepiece(sentences: list[str], vocab_size: int, kind: str) -> se
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            vocab_size=vocab_size,
+            vocab_size=max(vocab_size, _RESERVED),  # of fewer it tells no least number
             model_type=kind,
             byte_fallback=True,
             normalization_rule_name="identity",
@@ -184,7 +188,7 @@ def _explained(error: RuntimeError, vocab_size: int) -> Exception:
     if smallest := re.search(r"Vocabulary size is smaller than required_chars. \d+ vs (\d+)", str(error)):
         return ValueError(
             f"vocab_size={vocab_size} is too small: the special tokens, the bytes and the characters of this text "
-            f"alone are {smallest[1]}. Set vocab_size to more than {smallest[1]}"
+            f"alone are {smallest[1]}. Set vocab_size to {smallest[1]} or more"
         )
     return error
 

@@ -34,7 +34,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--kind", choices=("unigram", "bpe"), default="unigram", help="of the trained tokenizer")
     parser.add_argument(
-        "--tokenizer", metavar="NAME_OR_FOLDER", help="take this tokenizer (the auxiliary model's) and train none"
+        "--tokenizer",
+        metavar="NAME_OR_FOLDER",
+        help="take this tokenizer (the auxiliary model's, or another corpus's) and train none",
     )
     parser.add_argument("--text_key", default="text", metavar="KEY", help="of the text in .jsonl, .parquet, datasets")
     parser.add_argument("--workers", type=int, metavar="N", help="tokenising processes (default: one a core)")
@@ -74,7 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
                 options.input,
                 options.output,
                 tokenizer=existing,
-                vocab_size=options.vocab_size or (None if existing else DEFAULT_VOCAB_SIZE),
+                vocab_size=DEFAULT_VOCAB_SIZE
+                if existing is None and options.vocab_size is None
+                else options.vocab_size,
                 kind=options.kind,
                 text_key=options.text_key,
                 workers=options.workers,

@@ -10,6 +10,7 @@ from there, 130 interrupted. WHEN_SOMETHING_GOES_WRONG.md has the whole list.
 import os
 import sys
 import warnings
+from pathlib import Path
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
 
     try:
         config, path = command_line.parse(sys.argv[1:], str(__doc__))
-        settings = deepspeed_config.read(path)
+        settings = deepspeed_config.read(path, beside=Path(__file__).resolve().parent.parent)
         from fast_electra import parallel, pretrain  # seconds of imports, after what can be refused at once
 
         result = pretrain.pretrain(config, settings)

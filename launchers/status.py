@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; returns the exit status: 0, or 2 for a folder that is no run's."""
+    """Run the command line; returns the exit status: 0, or 2 where none of the folders is a run's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="print the text of these rows of one run")
@@ -17,16 +17,19 @@ def main() -> int:
     options = parser.parse_args()
     from fast_electra import row_text, status  # some seconds, which --help and wrong options need not wait for
 
-    try:
-        if options.rows:
-            for number, text in row_text.texts(options.runs[0], options.rows):
-                print(f"row {number}: {text}")
-            return 0
-        print("\n\n".join(status.describe(status.of(run, not options.no_hashes)) for run in options.runs))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    shown = 0
+    for run in options.runs[:1] if options.rows else options.runs:
+        try:
+            if options.rows:
+                for number, text in row_text.texts(run, options.rows):
+                    print(f"row {number}: {text}")
+                    shown += 1
+            else:
+                print("\n" * bool(shown) + status.describe(status.of(run, not options.no_hashes)), flush=True)
+                shown += 1
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    return 0 if shown else 2
 
 
 if __name__ == "__main__":

@@ -88,11 +88,11 @@ def clean_environment(**added: str) -> dict[str, str]:
 def launch_command(*arguments: str, num_processes: int = 1) -> list[str]:
     """`deepspeed launchers/pretrain.py ARGUMENTS`."""
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
-    place = [f"--num_gpus={num_processes}", f"--master_port={_port(num_processes)}"]
+    place = [f"--num_gpus={num_processes}", f"--master_port={own_port(num_processes)}"]
     return [deepspeed, *place, "launchers/pretrain.py", *arguments]
 
 
-def _port(num_processes: int) -> int:
+def own_port(num_processes: int) -> int:
     """A run's own beside that of another worker's run."""
     return 20_000 + 8 * os.getpid() % 20_000 + num_processes
 
@@ -107,7 +107,7 @@ def launch(*arguments: str, num_processes: int = 1, check: bool = True, timeout:
     As under it, the first failure ends the others and is the result.
     """
     command = ["launchers/pretrain.py", *arguments]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port(num_processes))}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(own_port(num_processes))}
     place |= dict.fromkeys(("WORLD_SIZE", "LOCAL_SIZE"), str(num_processes))
     with TemporaryDirectory() as folder, ExitStack() as stack:
         streams = [Path(folder, name) for name in ("stdout", "stderr")]

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,11 +7,12 @@ import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from benchmarks import per_gpu
-from fast_electra import deepspeed_config, recipes
+from fast_electra import command_line, deepspeed_config, recipes
 from fast_electra.config import OBJECTIVES
 from fast_electra.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
 
-SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 RECIPE = recipes.get("demo")
 DEMO = replace(RECIPE, run=replace(RECIPE.run, dtype="bfloat16"))
 ZERO3 = {"zero_optimization": {"stage": 3}}
@@ -148,6 +150,18 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path, text, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is no file; ds_configs/ holds"):
         deepspeed_config.read(str(tmp_path / "none.json"))
+
+
+def test_a_relative_path_is_looked_for_beside_the_launchers_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert deepspeed_config.read(command_line.DEFAULT_DEEPSPEED, ROOT)["zero_optimization"]["stage"] == 3
+    looked = f"'none.json' is no file in {str(tmp_path)!r} or {str(ROOT)!r}; ds_configs/ holds"
+    with pytest.raises(ValueError, match=re.escape(looked)):
+        deepspeed_config.read("none.json", ROOT)
+    (tmp_path / "ds_configs").mkdir()
+    (tmp_path / command_line.DEFAULT_DEEPSPEED).write_text('{"zero_optimization": {"stage": 1}}')
+    own = deepspeed_config.read(command_line.DEFAULT_DEEPSPEED, ROOT)
+    assert own["zero_optimization"]["stage"] == 1, "the current folder's first"
 
 
 @pytest.mark.parametrize(

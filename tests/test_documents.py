@@ -161,7 +161,7 @@ def test_a_parquet_file_under_another_name_is_refused_as_binary(tmp_path):
     [
         ("{'text': 1}", r"line 2 of .*a\.jsonl' is not JSON .*one object a line"),
         ('["text"]', r"line 2 of .* is a JSON list"),
-        ('{"body": "x", "id": 1}', r"line 2 of .* has no key 'text', only \['body', 'id'\]"),
+        ('{"body": "x", "id": 1}', r"line 2 of .* has no key 'text', only \['body', 'id'\]: .* --text_key body$"),
         ('{"text": 3}', r"line 2 of .* has a int under 'text'"),
         ('{"text": "\\ud800"}', r"line 2 of .* holds half a surrogate pair"),
     ],

@@ -185,15 +185,18 @@ def test_results_of_other_settings_data_or_weights_are_refused(encoders, files, 
         finetune(encoders["modernbert"], "WNLI", 1, str(tmp_path / "other"), str(tmp_path / "out"), ONE_STEP)
 
 
-def test_all_takes_what_the_folder_has_and_names_the_rest(encoders, tmp_path):
+def test_all_takes_what_the_folder_has_and_names_the_rest(encoders, tmp_path, capsys, monkeypatch):
     write_task(tmp_path / "data", "RTE")
     write_squad(tmp_path / "data", "1.1", train=8, dev=4)
+    run, told = Job.run, []
+    monkeypatch.setattr(Job, "run", lambda *given: told.append(capsys.readouterr().out) or run(*given))
     results = finetune_runs.finetune_all(
         encoders["modernbert"], "all", 1, str(tmp_path / "data"), str(tmp_path / "out"), ONE_STEP
     )
     assert set(results["tasks"]) == {"RTE", "SQuAD-1.1"}
     assert len(results["without_data"]) == len(glue.TASKS) - 1 + 1 and "SQuAD-2.0" in results["without_data"]
     assert results["environments"] == [run_folder.environment()]
+    assert f"has nothing of {', '.join(results['without_data'])}: left out" in told[0], "before the first is trained"
 
 
 def test_what_is_wrong_with_a_later_task_is_told_before_the_first_is_trained(encoders, tmp_path):

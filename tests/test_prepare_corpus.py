@@ -82,11 +82,11 @@ def test_the_same_command_again_does_nothing(made, text, command, capsys, caplog
 
 def test_a_given_tokenizer_is_taken_and_the_key_of_the_text_can_be_chosen(made, command, tmp_path, capsys):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"body": "one"}\n{"body": ""}\n{"body": "two"}'))
-    tokenizer = str(made[0] / "tokenizer")
-    arguments = ["--input", str(tmp_path / "a.jsonl.gz"), "--text_key", "body", "--tokenizer", tokenizer]
-    assert command.main([*arguments, "--output", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert "tokenizer  given, 1,000 entries" in out and "1 empty documents" in out
+    for tokenizer in (made[0], made[0] / "tokenizer"):  # of a corpus, its own
+        arguments = ["--input", str(tmp_path / "a.jsonl.gz"), "--text_key", "body", "--tokenizer", str(tokenizer)]
+        assert command.main([*arguments, "--output", str(tmp_path / f"by_{tokenizer.name}")]) == 0
+        out = capsys.readouterr().out
+        assert "tokenizer  given, 1,000 entries" in out and "1 empty documents" in out
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,9 @@ def test_a_given_tokenizer_is_taken_and_the_key_of_the_text_can_be_chosen(made, 
         (["--input", "binary.txt"], "is not UTF-8 text: byte 0xff at offset 1"),
         (["--input", "text.gz"], "is named for .gz compression"),
         (["--input", "text.txt", "--vocab_size", "5000"], "vocab_size=5000 is too large"),
+        (["--input", "text.txt", "--vocab_size", "3"], "vocab_size=3 is too small"),
+        (["--input", "text.txt", "--vocab_size", "0"], "vocab_size=0 is too small"),
+        (["--input", "keys.jsonl"], "name the text's: --text_key content"),
         (["--input", "text.txt", "--tokenizer", "/no/such/folder"], "no tokenizer could be loaded from '/no/such"),
         (["--input", "text.txt", "--workers", "0"], "workers=0"),
     ],
@@ -108,6 +111,7 @@ def test_a_mistake_is_one_message_and_exit_status_2(command, tmp_path, monkeypat
         "binary.txt": b"a\xff",
         "text.gz": b"text",
         "text.txt": b"text " * 99,
+        "keys.jsonl": b'{"content": "text " , "title": "", "id": 3}',
     }.items():
         Path(name).write_bytes(content)
     before = sorted(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, clean_environment, launch, metrics
+from conftest import TINY, clean_environment, launch, metrics, own_port
 from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
@@ -286,6 +287,18 @@ def test_another_runs_folder_is_refused(reference, tiny_corpus, auxiliary):
     message = refused(*TINY, f"--corpus={tiny_corpus}", f"--output={reference}", "--seed=9", "--objective=mlm")
     assert "holds another run" in message
     assert "seed: 0 there, 9 now" in message
+
+
+def test_a_port_that_another_run_has_taken_is_refused_with_one_to_try(tmp_path):
+    with socket.create_server(("", own_port(2))) as other:
+        port = other.getsockname()[1]
+        done = launch(*TINY, f"--output={tmp_path / 'run'}", "--objective=mlm", num_processes=2, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error (process 0 ")]
+    assert f": port {port} is taken, most likely by another run on this machine: " in line
+    assert f"`deepspeed --master_port {port + 1} ...`" in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_packages_own_example_trains_from_python(tiny_corpus, auxiliary, tmp_path):

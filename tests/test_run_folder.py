@@ -111,6 +111,24 @@ def test_another_run_is_refused_with_every_difference(config, tmp_path):
         run_folder.claim(other)
 
 
+def test_a_finished_run_that_shall_go_on_longer_is_told_how(config, tmp_path):
+    run_folder.claim(config)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    how = f"--output with --initial_weights {tmp_path / 'run' / 'export'}"
+    longer, shorter = (replace(config, run=replace(config.run, steps=steps)) for steps in (900, 300))
+
+    def told(other):
+        with pytest.raises(ValueError, match=r"holds another run(?s:.*)run.steps: 400 there, \d+ now") as refused:
+            run_folder.claim(other)
+        return how in str(refused.value)
+
+    assert not told(longer), "it is not finished"
+    run_folder.write_summary(config.output, {"steps": 400})
+    assert told(longer)
+    assert not told(shorter)
+    assert not told(replace(longer, seed=4)), "it is another run"
+
+
 def test_a_folder_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")

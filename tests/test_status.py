@@ -116,9 +116,17 @@ def test_several_runs_and_a_folder_that_is_none(run, tmp_path):
     both = subprocess.run([*command, run.output, run.output, "--no_hashes"], **options)
     assert both.returncode == 0, both.stderr
     assert both.stdout.count(": running by process") == 2
+    some = subprocess.run([*command, str(tmp_path), run.output, "--no_hashes"], **options)
+    assert some.returncode == 0, "the others are shown"
+    assert some.stdout.startswith(f"{run.output}: running by process")
+    assert f"error: {str(tmp_path)!r} is no run's folder" in some.stderr
     none = subprocess.run([*command, str(tmp_path)], **options)
     assert none.returncode == 2
     assert "is no run's folder" in none.stderr
+    rows = subprocess.run([*command, run.output, "--rows", "999999", "3"], **options)
+    assert rows.returncode == 0, "the rows that there are are shown"
+    assert rows.stdout.startswith("row 3: ")
+    assert "error: row = 999999: the corpus has rows 0 to " in rows.stderr
 
 
 def test_rows_are_printed_as_text(run, tiny_corpus):

@@ -158,8 +158,15 @@ def test_an_impossible_vocabulary_size_is_refused_with_the_nearest_possible_one(
         tokenizer.train(text, 9000, tmp_path / "t", kind=kind)
     largest = int(re.search(r"at most (\d+)", str(too_large.value))[1])
     assert len(tokenizer.train(text, largest, tmp_path / "largest", kind=kind)) == largest
-    with pytest.raises(ValueError, match=r"vocab_size=270 is too small.* more than \d+"):
-        tokenizer.train(text, 270, tmp_path / "t", kind=kind)
+    for small in (270, 3, -1):
+        with pytest.raises(
+            ValueError, match=rf"vocab_size={small} is too small.* Set vocab_size to \d+ or"
+        ) as too_small:
+            tokenizer.train(text, small, tmp_path / "t", kind=kind)
+    smallest = int(re.search(r"Set vocab_size to (\d+)", str(too_small.value))[1])
+    assert len(tokenizer.train(text, smallest, tmp_path / "smallest", kind=kind)) == smallest
+    with pytest.raises(ValueError, match="is too small"):
+        tokenizer.train(text, smallest - 1, tmp_path / "t", kind=kind)
     assert not (tmp_path / "t").exists()
 
 
