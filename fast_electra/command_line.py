@@ -7,8 +7,8 @@ import difflib
 import inspect
 import itertools
 import re
+from argparse import Action, RawDescriptionHelpFormatter
 from argparse import ArgumentParser as Parser
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -41,7 +41,11 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Descriptions as they are written, and each option with its type and default."""
+    """Descriptions as they are written, and each option with its type and default, where that is a value."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        return text.replace(", default: %(default)s", "") if action.default is None else text
 
 
 def parse(arguments: list[str], description: str, taken: Iterable[str] = ()) -> tuple[Config, str]:
@@ -191,7 +195,7 @@ def in_words(error: Exception, settings: type) -> str:
         kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
     if found is None or kind is None or is_dataclass(kind):
         return str(error)
-    expected = []
+    expected: list[str] = []
     for each in get_args(kind) or (kind,):
         expected += [_KINDS[each]] if each in _KINDS else [] if each is NoneType else get_args(each)
     return f"{found[1]} = {found[2]!r:.200}: give {' or '.join(expected)}"
