@@ -26,6 +26,7 @@ from fast_electra.run_folder import flatten
 
 DEFAULT_DEEPSPEED = "ds_configs/zero3.json"
 _LARGEST_FILE = 1 << 20  # bytes
+_FILE_REMEDY = "--config names a YAML file of settings; start from config.json of a run"
 _DEEPEST = 8  # levels; settings have three
 _CHOICES = {
     "recipe": tuple(recipes.RECIPES),
@@ -55,8 +56,9 @@ def parse(arguments: list[str], description: str, taken: Iterable[str] = ()) -> 
     be what an unknown one was to be.
     """
     arguments = _files_first(arguments)
-    files = {name: _settings_in(Path(name)) for name in _values_of(arguments, "--config")}
-    in_files = [name for settings in files.values() if (name := _recipe_in(settings))]
+    named = _values_of(arguments, "--config")
+    files = {name: _settings_in(Path(name)) for name in named}
+    in_files = [name for file in named if (name := _recipe_in(Path(file), files[file]))]
     recipe = recipes.get((_values_of(arguments, "--recipe") or in_files or ["demo"])[-1])
     parser = _parser(recipe, description)
     groups = {f"--{name}" for name in vars(Config()) if is_dataclass(getattr(Config(), name))}
@@ -130,10 +132,11 @@ def _files_first(arguments: list[str]) -> list[str]:
     return [*files, *others]
 
 
-def _recipe_in(settings: Any) -> str:
+def _recipe_in(path: Path, settings: Any) -> str:
     """The recipe that a file's settings name, if they do. Refuses one that there is not."""
     recipe = settings.get("recipe") if isinstance(settings, dict) else None
-    return recipes.get(recipe).recipe if isinstance(recipe, str) and recipe else ""
+    with json_file.named(path, _FILE_REMEDY):
+        return recipes.get(recipe).recipe if isinstance(recipe, str) and recipe else ""
 
 
 def _settings_in(path: Path) -> Any:
@@ -141,9 +144,8 @@ def _settings_in(path: Path) -> Any:
 
     Refuses what is no file of settings, and what a parser would read for ever: aliases, lists in lists in lists.
     """
-    remedy = "--config names a YAML file of settings; start from config.json of a run"
-    json_file.require(path.is_file(), f"{str(path)!r} is no file: {remedy}")
-    with json_file.named(path, remedy):
+    json_file.require(path.is_file(), f"{str(path)!r} is no file: {_FILE_REMEDY}")
+    with json_file.named(path, _FILE_REMEDY):
         size, depth = path.stat().st_size, 0
         json_file.require(size <= _LARGEST_FILE, f"it has {size:,} bytes, settings have {_LARGEST_FILE:,} at most")
         try:
