@@ -349,15 +349,36 @@ def listing(study: Study) -> list[str]:
 def parse(arguments: Sequence[str]) -> Any:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", default="data/study", help="folder that prepare_corpus.py made")
-    parser.add_argument("--blimp", default="data/blimp", help="folder of BLiMP's files; empty for none")
-    parser.add_argument("--glue", default="", help="folder of GLUE's official files, to fine-tune the main arms on")
-    parser.add_argument("--scale", default="4x128", choices=arms.SCALES, help="size of models and runs")
-    parser.add_argument("--only", nargs="*", default=[], metavar="ARM", help="these arms and what they need")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[], metavar="SEED", help="these seeds of the arms")
-    parser.add_argument("--jobs", type=int, default=1, help="arms to run beside each other")
-    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")
-    parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/quality.jsonl"), help="rows to add to")
+    parser.add_argument(
+        "--corpus", default="data/study", help="folder that prepare_corpus.py made (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--blimp", default="data/blimp", help="folder of BLiMP's files; empty for none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--glue",
+        default="",
+        help="folder of GLUE's official files, to fine-tune the main arms on (default: none of it)",
+    )
+    parser.add_argument(
+        "--scale", default="4x128", choices=arms.SCALES, help="size of models and runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="ARM", help="these arms and what they need (default: all)"
+    )
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, default=[], metavar="SEED", help="these seeds of the arms (default: all)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="arms to run beside each other (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/study"), help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        default=Path("benchmarks/results/quality.jsonl"),
+        help="rows to add to (default: %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="show the arms and stop")
     return parser.parse_args(arguments)
 

@@ -28,6 +28,12 @@ FORMULA = (
     "and two Adam moments (12), the auxiliary model in bf16, activations, temporary"
 )
 
+CASES = (
+    f"recipe/objective[/sequence_length[/vocab_size[/masked/micro_rows]]][{cases.CHECKPOINTING}]; none: the report's. "
+    f"Left out are {Case.sequence_length} tokens a row, {Case.vocab_size} of vocabulary and the recipe's micro-batch; "
+    f"{cases.CHECKPOINTING} computes the layers again in backward (run.activation_checkpointing)"
+)
+
 
 def simulate(case: Case, attention: str = "sdpa") -> Row:
     """The peak of the case's step, by kind of memory, in bytes; raises ValueError for a head on all positions.
@@ -77,8 +83,9 @@ def simulate_all(wanted: Sequence[Case], path: Path) -> list[Row]:
 def main(arguments: Sequence[str]) -> int:
     """Simulate the cases named, or the report's; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help="recipe/objective[/sequence_length[/vocab_size]]; none: the report's")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the kept rows")
+    parser.add_argument("cases", nargs="*", help=CASES)
+    output = Path("runs/bench")
+    parser.add_argument("--output", type=Path, default=output, help="folder of the kept rows (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
         wanted = [cases.parse(name) for name in given.cases] or cases.SIMULATED

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fast_electra.require import require, require_each
+from fast_electra.require import require, require_each, require_one_of
 from fast_electra.run_config import OptimizerConfig, RunConfig
 
 OBJECTIVES = (
@@ -19,6 +19,7 @@ OBJECTIVES = (
 )
 SCHEDULES = ("exponential", "linear", "polynomial", "cosine", "constant")
 ENGINES = ("auto", "plain", "compiled", "injected")
+ATTENTIONS = ("auto", "sdpa", "eager")
 ENCODER_TYPES = ("modernbert", "electra", "bert", "roberta", "deberta-v2")
 _AUXILIARY_SEED = 1000  # on top of a run's
 _EPSILON = 1e-6  # Adam's in the papers of ELECTRA, COCO-LM and METRO
@@ -85,9 +86,7 @@ class EncoderConfig:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
-        require(
-            self.model_type in ENCODER_TYPES, "encoder.model_type", self.model_type, f"choose one of {ENCODER_TYPES}"
-        )
+        require_one_of(ENCODER_TYPES, "encoder.model_type", self.model_type)
         sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
         require_each("encoder", self, sizes, lambda size: size >= 1, "give a whole number of at least 1")
         remedy = f"it must divide the hidden size {self.hidden_size}"
@@ -100,8 +99,7 @@ class EncoderConfig:
         )
         shares = ("dropout", "attention_dropout")
         require_each("encoder", self, shares, lambda share: 0 <= share < 1, "give a share from 0 up to 1")
-        remedy = "choose auto, sdpa (fused) or eager (plain matrix products)"
-        require(self.attention in ("auto", "sdpa", "eager"), "encoder.attention", self.attention, remedy)
+        require_one_of(ATTENTIONS, "encoder.attention", self.attention)
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class TemperatureConfig:
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        require(self.schedule in SCHEDULES, "temperature.schedule", self.schedule, f"choose one of {SCHEDULES}")
+        require_one_of(SCHEDULES, "temperature.schedule", self.schedule)
         numbers = ("initial", "final", "tau", "power")
         require_each("temperature", self, numbers, lambda value: 0 < value < math.inf, "give a number above 0")
 
@@ -199,8 +197,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        require(self.objective in OBJECTIVES, "objective", self.objective, f"choose one of {OBJECTIVES}")
-        require(self.auxiliary_engine in ENGINES, "auxiliary_engine", self.auxiliary_engine, f"choose one of {ENGINES}")
+        require_one_of(OBJECTIVES, "objective", self.objective)
+        require_one_of(ENGINES, "auxiliary_engine", self.auxiliary_engine)
         require(bool(self.output), "output", self.output, "name a folder for the run")
         remedy = "the corpus of the built-in documentation lies in it, and corpora stand between commas; name another"
         require("," not in self.output or bool(self.corpus), "output", self.output, remedy)

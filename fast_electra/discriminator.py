@@ -16,6 +16,8 @@ from fast_electra import separation
 from fast_electra.encoder import with_new_weights
 from fast_electra.separation import WHOLE_ROWS
 
+LABEL = "replaced"  # the name of the one output, in what is exported
+
 
 def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
     """A discriminator with new weights."""

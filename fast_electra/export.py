@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fast_electra import parallel, sharded_weights
+from fast_electra import discriminator, parallel, sharded_weights
 from fast_electra.objectives import Exported
 
 SHARD_BYTES = 4 * 2**30
@@ -58,6 +58,8 @@ def export(
         partial.mkdir(parents=True)
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], torch.float32
+        if not type(model).__name__.endswith("ForMaskedLM"):
+            config.id2label, config.label2id = {0: discriminator.LABEL}, {discriminator.LABEL: 0}
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     parallel.barrier()

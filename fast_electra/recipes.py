@@ -18,7 +18,6 @@ Attention dropout is 0 in the modern recipes: torch's fused attention takes none
 the paper's 0.1 and pay for it with plain attention there.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -30,6 +29,7 @@ from fast_electra.config import (
     GeneratorConfig,
     TemperatureConfig,
 )
+from fast_electra.require import did_you_mean
 from fast_electra.run_config import OptimizerConfig, RunConfig
 
 
@@ -202,9 +202,7 @@ def get(name: str) -> Config:
     """
     stem, _, suffix = name.partition(".")
     if stem not in RECIPES or suffix not in ("", "auxiliary"):
-        near = difflib.get_close_matches(stem, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         known = f"choose one of {', '.join(RECIPES)}, or one of them + '.auxiliary'"
-        raise ValueError(f"recipe = {name!r:.80}: {hint}{known}")
+        raise ValueError(f"recipe = {name!r:.80}: {did_you_mean(stem, RECIPES)}{known}")
     config = RECIPES[stem]()
     return replace(config.for_auxiliary(), output=f"{config.output}-auxiliary") if suffix else config

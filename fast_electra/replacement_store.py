@@ -32,6 +32,20 @@ from fast_electra.replacements import Paths, TemperatureGrid
 
 FORMAT = 1
 _REMEDY = "Delete it and run the precomputation again"
+# What it means that a hash differs. The masked positions follow from the other values named, and from the code.
+_VALUES = ("mask_rate", "sequence_length", "seed", "separate_documents")
+_MASKED_BY = ("corpus", "tokenizer", *_VALUES)
+_IN_WORDS = {
+    "corpus": "another corpus, or several in another order or number",
+    "tokenizer": "another vocabulary",
+    "auxiliary": "another auxiliary model, or other weights of it",
+    "masking": "other positions are masked",
+    "mask_rate": "data.mask_rate",
+    "sequence_length": "data.sequence_length",
+    "seed": "the seed of masks and samples",
+    "num_rows": "rows of the corpus, which its length and data.sequence_length make",
+    "separate_documents": "data.separate_documents",
+}
 
 
 @dataclass(frozen=True)
@@ -230,11 +244,18 @@ class ReplacementStore:
 
 def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
     wanted = json.loads(json.dumps(wanted))
-    differences = [
-        f"{name} is {found.get(name)!s:.100}, not {value}" for name, value in wanted.items() if found.get(name) != value
-    ]
-    if differences:
-        raise ValueError(f"the replacement paths in {folder} are others: {'; '.join(differences)}: {remedy}")
+    other = {name: value for name, value in wanted.items() if found.get(name) != value}
+    if other:
+        differences = [f"{name} is {found.get(name)!s:.100}, not {value}" for name, value in other.items()]
+        lines = [f"the replacement paths in {folder} are others: {'; '.join(differences)}: {remedy}"]
+        by = [name for name in _MASKED_BY if name in other]
+        for name in (each for each in other if each in _IN_WORDS):
+            lines.append(f"{name}: {_IN_WORDS[name]}")
+            if name == "masking":
+                lines[-1] += f" because of {', '.join(by)}" if by else ", which another version of the code would do"
+        same = [f"{name} {wanted[name]}" for name in _VALUES if name in wanted and name not in other]
+        lines += [f"the same are {', '.join(same)}"] if same else []
+        raise ValueError("\n  ".join(lines))
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

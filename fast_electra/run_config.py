@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fast_electra.require import require, require_each
+from fast_electra.require import require, require_each, require_one_of
 
 DTYPES = ("auto", "bfloat16", "float32")
+ON_NAN = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class RunConfig:
         rhythm = ("log_every", "evaluate_every", "save_every", "keep_checkpoints")
         counts = ("steps", "batch_rows", "micro_batch_rows", *rhythm)
         require_each("run", self, counts, lambda count: count >= 1, "give a whole number of at least 1")
-        require(self.dtype in DTYPES, "run.dtype", self.dtype, f"choose one of {DTYPES}")
-        require(self.on_nan in ("stop", "skip"), "run.on_nan", self.on_nan, "choose stop or skip")
+        require_one_of(DTYPES, "run.dtype", self.dtype)
+        require_one_of(ON_NAN, "run.on_nan", self.on_nan)
         minutes = ("hang_minutes", "save_minutes")
         limits = (*minutes, "max_skipped", "floor_patience", "spike_deviations", "keep_every", "blimp_pairs")
         require_each("run", self, limits, lambda limit: limit >= 0, "give 0 or more")

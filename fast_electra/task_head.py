@@ -25,11 +25,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from fast_electra import tokenizer
+from fast_electra import discriminator, tokenizer
 from fast_electra.encoder import PLAIN_ATTENTION_TOKENS, positions_available
 from fast_electra.manifest import hash_file
 
 _OF_THE_WRITER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+_UNNAMED = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # what exports said before it had a name
 _LEAST_ROW = 8
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -78,11 +79,16 @@ def require_class(path: str, config: PreTrainedConfig, answers: bool) -> None:
 
 
 def settings_hash(path: str) -> str:
-    """A hash of what, beside its weights, tells what a model in a folder computes; of a hub's its commit tells all."""
+    """A hash of what, beside its weights, tells what a model in a folder computes; of a hub's its commit tells all.
+
+    What a discriminator calls its one output is no part of that.
+    """
     place = Path(path) / "config.json"
     if not place.is_file():
         return ""
     settings = {name: value for name, value in json.loads(place.read_bytes()).items() if name not in _OF_THE_WRITER}
+    if settings.get("id2label") == {"0": discriminator.LABEL}:
+        settings |= _UNNAMED
     return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())
 
 

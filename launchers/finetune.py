@@ -22,7 +22,13 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     from fast_electra import command_line
     from fast_electra.finetune import Settings
 
-    parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        usage="%(prog)s --model MODEL --output OUTPUT [--tasks NAMES] [--data FOLDER] [--seeds N] [--SETTING VALUE]",
+        description=__doc__,
+        formatter_class=command_line.Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--model", type=str, required=True, help="exported folder, or an encoder's name on the hub")
     parser.add_argument(
         "--tasks",
@@ -34,11 +40,17 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=5, help="runs a task, with seeds 1 to this number")
     parser.add_argument("--output", type=str, required=True, help="folder to make, or to go on with")
     parser.add_class_arguments(Settings)
+    group: Any = (parser.groups or {})["Settings"]
+    group.title, group.description = "settings", "What is left out is the recipe's for the task and the model's width."
+    for action in parser._actions:
+        if setting := Settings.__dataclass_fields__.get(action.dest):
+            unset = setting.metadata["unset"]
+            action.help = setting.metadata["meaning"] + (f"; left out: {unset}" if unset else "")
     command_line.refuse_unknown(arguments, command_line.options(parser))
     try:
         options = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(command_line.in_words(error, Settings)) from error
     given = {name: options.pop(name) for name in ("model", "data", "output")}
     return {
         **given,

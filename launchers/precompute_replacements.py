@@ -4,7 +4,7 @@ deepspeed launchers/precompute_replacements.py --corpus FOLDER --auxiliary MODEL
     [--draws N] [--t_min T] [--t_max T] [--max_levels N]
 
 Training then replays it: deepspeed launchers/pretrain.py --objective replay --replacements FOLDER. Give both the same
-recipe, seed and --data settings (those of launchers/pretrain.py, --help lists them). Killed and started again, this
+recipe, seed and --data settings. Killed and started again, this
 goes on where it was; told to stop by SIGTERM or SIGUSR1, it finishes the shards that it is at and exits with 75.
 """
 
@@ -17,6 +17,16 @@ from typing import Any
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = {
+    "corpus": "needed: folder that prepare_corpus.py made, or Megatron prefix, or several: a=0.7,b=0.3",
+    "auxiliary": "needed: the masked LM whose samples are stored, a folder (runs/NAME/export) or hub name",
+    "recipe": "demo (default), small, base, large, xl, electra_small, electra_base, electra_large",
+    "seed": "of masks and samples (default: the recipe's)",
+    "tokenizer": "folder or hub name, for a Megatron corpus that has none beside it",
+    "auxiliary_gate": "false: take also a masked LM that predicts too little (default true)",
+    "auxiliary_engine": "what the masked LM runs on: plain, compiled, injected (default auto, here plain)",
+}
 
 
 def own_parser() -> argparse.ArgumentParser:
@@ -36,6 +46,12 @@ def own_parser() -> argparse.ArgumentParser:
         default=2**16,
         help="temperatures to tell apart (default 65536; 256 is a fifth smaller)",
     )
+    shared = parser.add_argument_group(
+        "shared with the training",
+        "these, --data.* and all other settings of launchers/pretrain.py, whose --help has them",
+    )
+    for name, meaning in SHARED.items():
+        shared.add_argument(f"--{name}", default=argparse.SUPPRESS, help=meaning)
     return parser
 
 
@@ -66,6 +82,7 @@ def main() -> int:
     preemption.install()
     parser = own_parser()
     options, settings = parser.parse_known_args(sys.argv[1:])
+    settings += [f"--{name}={value}" for name, value in vars(options).items() if name in SHARED]
     from fast_electra import command_line, failure  # seconds, which --help need not wait for
 
     manifest = None

@@ -22,6 +22,7 @@ from benchmarks.engine_section import engine_section
 from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak
 from benchmarks.per_gpu import per_gpu
 from benchmarks.replay_section import replay_section
+from benchmarks.simulate import main as simulate_main
 from benchmarks.simulate import simulate, simulate_all
 from fast_electra import auxiliary_engine
 
@@ -180,6 +181,16 @@ def test_two_optimizers_hold_what_one_holds_but_the_shared_embeddings() -> None:
     for kind in ("parameters", "optimizer"):
         assert two["peak_bytes"][kind] > one["peak_bytes"][kind]
     assert two["peak_bytes"]["optimizer"] == pytest.approx(12 * two["trained_weights"], rel=1e-4)
+
+
+def test_help_says_what_is_left_out_of_a_case(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        simulate_main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Left out are 512 tokens a row, 32000 of vocabulary and the recipe's micro-batch" in text
+    assert "[+checkpointing]; none: the report's" in text
+    assert "+checkpointing computes the layers again" in text
+    assert "(default: runs/bench)" in text
 
 
 def test_what_cannot_be_simulated_is_refused() -> None:

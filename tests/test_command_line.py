@@ -5,7 +5,9 @@ import pytest
 
 from fast_electra import recipes
 from fast_electra.command_line import parse
+from fast_electra.config import ATTENTIONS, ENCODER_TYPES, ENGINES, OBJECTIVES, SCHEDULES
 from fast_electra.config_file import to_dict
+from fast_electra.run_config import DTYPES, ON_NAN
 
 
 def test_no_argument_means_the_demo():
@@ -65,7 +67,14 @@ def test_an_auxiliary_recipe_is_a_masked_lm_run():
         (["--recipe", "smal"], "did you mean 'small'"),
         (["--run.step", "3"], "did you mean --run.steps"),
         (["--zzz"], "--zzz is no setting"),
-        (["--run.steps", "many"], "run.steps"),
+        (["--run.steps", "many"], "run.steps = 'many': give a whole number"),
+        (["--run.compile", "maybe"], "run.compile = 'maybe': give true or false or auto"),
+        (["--optimizer.epsilon", "x"], "optimizer.epsilon = 'x': give a number or auto"),
+        (["--objective", "frozn"], "objective = 'frozn': did you mean 'frozen'[?] choose one of frozen, replay, "),
+        (["--encoder.model_type", "elektra"], "encoder.model_type = 'elektra': did you mean 'electra'"),
+        (["--encoder.attention", "flash"], "encoder.attention = 'flash': choose one of auto, sdpa, eager"),
+        (["--run.dtype", "float"], "run.dtype = 'float': did you mean 'float32'"),
+        (["--run.on_nan", "stopp"], "run.on_nan = 'stopp': did you mean 'stop'"),
         (["--data.mask_rate", "1"], "data.mask_rate = 1.0"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -77,6 +86,34 @@ def test_what_is_wrong_is_named(arguments, message):
 
 def test_unknown_keys_in_yaml_are_refused(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("run:\n  stepz: 7\n")
-    with pytest.raises(ValueError, match="stepz"):
-        parse(["--config", str(file)], "")
+    for text, message in [
+        ("run: {stepz: 7}", r"mine.yaml': run.stepz is no setting; did you mean run.steps\?"),
+        ("rum: {steps: 7}", r"rum.steps is no setting; did you mean run.steps\?"),
+        ("run.stepz: 7", r"run.stepz is no setting; did you mean run.steps\?"),
+        ("objektive: mlm", r"objektive is no setting; did you mean objective\?"),
+        ("run: {steps: {many: 7}}", "run.steps.many is no setting"),
+        ("1: 2", "1 is no setting"),
+        ("run: {steps: many}", "run.steps = 'many': give a whole number"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse(["--config", str(file)], "")
+
+
+def test_help_tells_choices_and_whose_values_it_shows(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--recipe", "small", "--help"], "Pre-train.")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "those of the recipe 'small'; `--recipe base --help` shows base's" in text
+    assert "--run.steps STEPS (type: int, default: 1000000)" in text
+    for option, choices in {
+        "--recipe RECIPE": recipes.RECIPES,
+        "--objective OBJECTIVE": OBJECTIVES,
+        "--auxiliary_engine AUXILIARY_ENGINE": ENGINES,
+        "--encoder.model_type MODEL_TYPE": ENCODER_TYPES,
+        "--auxiliary_model.encoder.attention ATTENTION": ATTENTIONS,
+        "--temperature.schedule SCHEDULE": SCHEDULES,
+        "--run.dtype DTYPE": DTYPES,
+        "--run.on_nan ON_NAN": ON_NAN,
+    }.items():
+        assert f"{option} one of {', '.join(choices)} (type: str" in text

@@ -381,6 +381,7 @@ def launch(*arguments):
     [
         (["--max_train_row", "16"], "--max_train_row is no setting; did you mean --max_train_rows"),
         (["--seed=3"], "--seed is no setting; did you mean --seeds"),
+        (["--epochs=abc"], "epochs = 'abc': give a number"),
         (["--epochs", "many"], "epochs"),
         (["--dropout", "2"], "dropout = 2"),
     ],
@@ -389,6 +390,22 @@ def test_the_launcher_refuses_wrong_options(wrong, message, capsys, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["finetune.py", "--model", "m", "--output", "o", *wrong])
     assert runpy.run_path(str(LAUNCHER))["main"]() == 2
     assert re.match(rf"error: [^\n]*{message}", capsys.readouterr().err)
+
+
+def test_help_describes_every_option_and_shows_the_command_as_it_is_written(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(LAUNCHER))["main"]()
+    text = capsys.readouterr().out
+    assert "\n\npython launchers/finetune.py --model runs/demo/export --tasks CoLA,RTE --data FOLDER --seeds 3" in text
+    assert "\nsettings:\n" in text and "<class" not in text and "default: null" not in text
+    options = [" ".join(each.split()) for each in text.partition("\noptions:")[2].split("\n  --")[1:]]
+    assert len(options) == 5 + len(vars(Settings()))
+    for option in options:
+        name, meaning = option.split()[0], option.split(maxsplit=2)[2]
+        assert not meaning.startswith("("), f"--{name} has no description"
+        assert "left out: " in meaning or getattr(Settings(), name, "") is not None
+    assert any(option.startswith("epochs EPOCHS passes over the training rows; left out: 3, ") for option in options)
 
 
 def test_the_launcher_prints_a_table(encoders, files, tmp_path):

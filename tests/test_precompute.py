@@ -162,6 +162,38 @@ def test_draws_are_the_launchers_the_data_settings_or_one():
         precompute.with_draws(three, 2)
 
 
+def test_help_lists_what_the_training_shares(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--help"])
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    launcher = runpy.run_path(str(ROOT / SCRIPT))
+    with pytest.raises(SystemExit, match="0"):
+        launcher["main"]()
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+    assert listed == {
+        "--output",
+        "--draws",
+        "--t_min",
+        "--t_max",
+        "--max_levels",
+        *map("--{}".format, launcher["SHARED"]),
+    }
+    assert {"corpus", "auxiliary", "recipe", "auxiliary_gate"} <= set(launcher["SHARED"]) <= set(vars(Config()))
+
+
+def test_what_the_training_shares_may_be_given_apart_or_joined(capsys, monkeypatch, tmp_path):
+    given = ["--corpus", "a b", "--auxiliary=lm", "--recipe", "small", "--seed=3", "--auxiliary_gate", "false"]
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--output", str(tmp_path / "paths"), *given, "--data.mask_rate=0.2"])
+    monkeypatch.setattr(preemption, "install", lambda: None)
+    monkeypatch.setattr(failure, "leave", lambda error, _doing: sys.exit(str(error)))
+    seen = []
+    monkeypatch.setattr(precompute, "precompute", lambda config, *_: seen.append(config) or sys.exit("seen"))
+    with pytest.raises(SystemExit, match="seen"):
+        runpy.run_path(str(ROOT / SCRIPT))["main"]()
+    (config,) = seen
+    assert (config.corpus, config.auxiliary, config.recipe, config.seed) == ("a b", "lm", "small", 3)
+    assert (config.auxiliary_gate, config.data.mask_rate, config.data.sequence_length) == (False, 0.2, 128)
+
+
 @pytest.mark.parametrize(("wrong", "right"), [("--draw", "--draws"), ("--run.step", "--run.steps")])
 def test_an_unknown_option_may_be_one_of_the_launchers_own(wrong, right, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [SCRIPT, f"--output={tmp_path / 'paths'}", wrong, "2"])

@@ -237,6 +237,7 @@ def test_electras_own_shape_trains_and_exports_as_such(tiny_corpus, auxiliary, t
     config = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert config["architectures"] == ["ElectraForPreTraining"]
     assert config["embedding_size"] == 16
+    assert (config["id2label"], config["label2id"]) == ({"0": "replaced"}, {"replaced": 0})
 
 
 @pytest.mark.slow

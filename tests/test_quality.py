@@ -32,6 +32,16 @@ STUDY = quality.Study("2x96", "some/corpus", "some/blimp", Path("runs/study"), P
 # The table.
 
 
+def test_help_tells_every_default(capsys):
+    with pytest.raises(SystemExit):
+        quality.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    options = {each.split()[0]: each for each in text.partition("options:")[2].split(" --")[2:]}
+    shown = {name: each.partition("(default: ")[2].rstrip(")") for name, each in options.items()}
+    assert [name for name, default in shown.items() if not default] == ["list"]
+    assert (shown["scale"], shown["jobs"], shown["only"], shown["output"]) == ("4x128", "1", "all", "runs/study")
+
+
 def test_an_unknown_arm_is_refused_with_the_nearest_known(capsys):
     with pytest.raises(ValueError, match="'frozn' is no arm of the study: did you mean 'frozen'"):
         list(arms.plan(["frozn"]))

@@ -194,10 +194,30 @@ def test_paths_of_another_corpus_order_or_vocabulary_are_refused(folder, corpora
         replay.open_store(config(folder), Batches(other, DATA, seed=3))
 
 
+def test_what_differs_is_said_in_words_beside_the_hashes(folder, corpora):
+    with pytest.raises(ValueError, match=r"the replacement paths in .* are others") as problem:
+        replay.open_store(config(folder), Batches(corpora[::-1], DATA, seed=3))
+    assert str(problem.value).splitlines()[1:] == [
+        "  corpus: another corpus, or several in another order or number",
+        "  the same are mask_rate 0.15, sequence_length 16, seed 3, separate_documents False",
+    ]
+    with pytest.raises(ValueError, match="seed is 3, not 4") as problem:
+        replay.open_store(config(folder), Batches(corpora, DATA, seed=4))
+    assert str(problem.value).splitlines()[1:] == [
+        "  masking: other positions are masked because of seed",
+        "  seed: the seed of masks and samples",
+        "  the same are mask_rate 0.15, sequence_length 16, separate_documents False",
+    ]
+    with pytest.raises(ValueError, match="sequence_length is 16, not 18") as problem:
+        replay.open_store(config(folder), Batches(corpora, replace(DATA, sequence_length=18, mask_rate=0.25), seed=3))
+    assert "  masking: other positions are masked because of mask_rate, sequence_length\n" in str(problem.value)
+    assert "  num_rows: rows of the corpus" in str(problem.value)
+
+
 def test_masks_drawn_in_another_way_are_noticed(folder, batches, corpora):
     other = Batches(corpora, DATA, seed=3)
     other.special_ids = [*batches.special_ids, int(corpora[0][0].tokens[0])]
-    with pytest.raises(ValueError, match=r"masking is .*, not "):
+    with pytest.raises(ValueError, match=r"masking is .*, not [\s\S]*, which another version of the code would do\n"):
         replay.open_store(config(folder), other)
 
 

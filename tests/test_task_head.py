@@ -27,6 +27,17 @@ def encoder(model):
     return {name: weight.clone() for name, weight in model.base_model.named_parameters() if "pooler" not in name}
 
 
+def test_results_of_an_export_from_before_its_output_had_a_name_stay_those_of_the_same_model(tmp_path):
+    path = export(tmp_path, "modernbert")
+    before, file = task_head.settings_hash(path), tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    assert settings["id2label"] == {"0": "LABEL_0"}
+    file.write_text(json.dumps(settings | {"id2label": {"0": "replaced"}, "label2id": {"replaced": 0}}))
+    assert task_head.settings_hash(path) == before
+    file.write_text(json.dumps(settings | {"id2label": {"0": "other"}, "label2id": {"other": 0}}))
+    assert task_head.settings_hash(path) != before
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_labels", [0, 1, 3])
 def test_the_exported_encoder_is_there_whole_and_the_outputs_are_new(kind, num_labels, tmp_path):
