@@ -52,7 +52,8 @@ class BareLoop:
         for group in groups:
             group["params"] = [master_of[id(weight)] for weight in group["params"]]
         betas = (config.optimizer.beta1, config.optimizer.beta2)
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=betas, eps=config.optimizer.epsilon, fused=True)
+        epsilon = config.epsilon_for(config.objective)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=betas, eps=epsilon, fused=True)
 
     def step(self, number: int) -> None:
         """One update on the rows that the run's update `number` takes."""

@@ -94,8 +94,9 @@ def commands(study: Study, arm: Arm, seed: int) -> list[list[str]]:
     """The programs that make an arm: replacement paths where it replays them, the run, its scores."""
     here, run, judge = Path(sys.executable).parent, study.run(arm.name, seed), study.run(*arms.JUDGE)
     start = [str(here / "deepspeed"), "--num_gpus=1", f"--master_port={_free_port()}"]
-    # The recipe alone would begin with its auxiliary model's weights; what an arm says comes later and counts.
-    chosen = ["--initial_weights=", *settings(study, arm, seed)]
+    # The recipe alone would begin with its auxiliary model's weights; what an arm says comes later and counts. Adam's
+    # epsilon is that of the first rows.
+    chosen = ["--initial_weights=", "--optimizer.epsilon=1e-6", *settings(study, arm, seed)]
     made = []
     if arm.objective == "replay":
         own = ("--replacements=", "--objective=")
@@ -182,7 +183,7 @@ def diverged(study: Study, arm: Arm, seed: int, message: str) -> Row:
 
 
 def row(study: Study, arm: Arm, seed: int) -> Row:
-    """The row of an arm whose run and scores are done; where one says nothing of Adam's epsilon, that was 1e-6."""
+    """The row of an arm whose run and scores are done."""
     run = study.run(arm.name, seed)
     summary, scores = (json.loads((run / name).read_text()) for name in ("summary.json", "scores.json"))
     judged, found, second = scores["judged"], scores["blimp"] or {}, scores.get("second") or {}
@@ -193,7 +194,6 @@ def row(study: Study, arm: Arm, seed: int) -> Row:
         "steps": summary["steps"],
         "tokens": summary["tokens"],
         "weights": summary["weights"],
-        "epsilon": json.loads((run / "deepspeed.json").read_text())["optimizer"]["params"]["eps"],
         "auxiliary": arm.auxiliary or None,
         "auxiliary_accuracy": summary.get("auxiliary_top1"),
         "auxiliary_weights": _auxiliary_weights(study, arm, summary),

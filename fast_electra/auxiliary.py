@@ -120,9 +120,8 @@ class Auxiliary:
     def accuracy(self, batches: Batches, num_rows: int, device: torch.device) -> tuple[float, float, int]:
         """On `num_rows` held-out rows, of all corpora: share of masked tokens predicted, of the most frequent one, and
         how many they are."""
-        hits, targets, every = 0, [], batches.num_held_out // num_rows
-        for start in range(0, num_rows, ASKED_ROWS):
-            batch = batches.held_out(start * every, min(ASKED_ROWS, num_rows - start), every).to(device)
+        hits, targets = 0, []
+        for batch in (each.to(device) for each in _asked(batches, num_rows)):
             target = batch.input_ids.gather(1, batch.positions)
             targets.append(target.flatten())
             for rows, logits in self.logits(batch):
@@ -202,13 +201,20 @@ def _most_frequent(targets: Tensor) -> tuple[float, int]:
     return int(counts.max()) / targets.numel(), targets.numel()
 
 
-def to_be_beaten(batches: Batches) -> dict[str, float]:
-    """What the accuracy of a masked LM on the held-out rows is to be seen beside, for a run's summary.
+def _asked(batches: Batches, num_rows: int) -> Iterator[MaskedBatch]:
+    """`num_rows` held-out rows, of all corpora, some at a time."""
+    every = batches.num_held_out // num_rows
+    for start in range(0, num_rows, ASKED_ROWS):
+        yield batches.held_out(start * every, min(ASKED_ROWS, num_rows - start), every)
 
-    `most_frequent_share` is that of always naming the most frequent token, `gate_accuracy` the least that `gate` takes.
+
+def to_be_beaten(batches: Batches, num_rows: int) -> dict[str, float]:
+    """What the accuracy of a masked LM is to be seen beside, for a run's summary; of the rows that the gate asks.
+
+    `most_frequent_share` is that of always naming the most frequent token, `gate_accuracy` what `gate` refuses still.
     """
-    held_out = batches.held_out(0, batches.num_held_out)
-    most_frequent, total = _most_frequent(held_out.input_ids.gather(1, held_out.positions))
+    targets = [batch.input_ids.gather(1, batch.positions).flatten() for batch in _asked(batches, num_rows)]
+    most_frequent, total = _most_frequent(torch.cat(targets))
     return {"most_frequent_share": most_frequent, "gate_accuracy": _least(most_frequent, total)}
 
 

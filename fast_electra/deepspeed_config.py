@@ -5,9 +5,11 @@ What is sharded and where it lives is DeepSpeed's to say, the batch, the optimiz
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils import cpp_extension
 
 from fast_electra import json_file
@@ -161,7 +163,7 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
         clashes.append("torch_autocast.enabled: the weights themselves are in run.dtype, and computed with as they are")
     if filled.get("compile", {}).get("deepcompile"):
         clashes.append("compile.deepcompile: what is compiled is run.compile's to say, which compiles layer by layer")
-    if not on_cpu and cpp_extension.CUDA_HOME is None and _on_nvme(values):
+    if not on_cpu and _on_nvme(values) and not _makes_async_io():
         clashes.append(
             "zero_optimization: offload to nvme needs the CUDA toolkit, which DeepSpeed builds against; "
             "set CUDA_HOME, or offload to the host (ds_configs/zero3_offload.json)"
@@ -184,6 +186,12 @@ def _places(values: dict[str, Any], config: Config) -> dict[str, str]:
         if values.get(name, {}).get("enabled"):
             places |= {f"{name}.output_path": f"{config.output}/monitor", f"{name}.job_name": config.recipe}
     return places | {f"zero_optimization.{name}.nvme_path": f"{config.output}/offload" for name in _on_nvme(values)}
+
+
+def _makes_async_io() -> bool:
+    """Whether DeepSpeed's operator for NVMe can be built on a GPU machine, or was built as DeepSpeed was installed."""
+    toolkit = cpp_extension.CUDA_HOME is not None or torch.version.hip is not None
+    return toolkit or find_spec("deepspeed.ops.aio.async_io_op") is not None
 
 
 def _on_nvme(values: dict[str, Any]) -> list[str]:

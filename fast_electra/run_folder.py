@@ -126,19 +126,36 @@ def bind(output: str, identity: dict[str, Any]) -> None:
 
 
 def _refuse_other_run(earlier: Config, config: Config, finished: bool) -> None:
-    before, now = flatten(config_file.to_dict(earlier)), flatten(config_file.to_dict(config))
+    before, now = _settings(earlier), _settings(config)
     differing = [f"{key}: {before[key]!r:.200} there, {now[key]!r} now" for key in now if before[key] != now[key]]
     differing = [line for line in differing if line.partition(":")[0] not in _FREE]
     if differing:
         longer = ""
         more = config.run.steps > earlier.run.steps
         if finished and more and [line.partition(":")[0] for line in differing] == ["run.steps"]:
-            begun = f"--initial_weights {Path(config.output) / 'export'}"
-            longer = f"\n  (to train what is done further: a new --output with {begun})"
+            longer = _longer(config)
         raise ValueError(
             f"output = {config.output!r} holds another run; name a new folder with --output, or start with the "
             "same settings:\n  " + "\n  ".join(differing) + longer
         )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All of them by name, epsilon as the number that the run's model is trained with."""
+    settings = flatten(config_file.to_dict(config))
+    if config.objective != "joint_decoupled":  # whose two models have two
+        settings["optimizer.epsilon"] = config.epsilon_for(config.objective)
+    return settings
+
+
+def _longer(config: Config) -> str:
+    """How a run that is done is trained further; a joint one's two models cannot be."""
+    if config.objective.startswith("joint"):
+        return ""
+    own = f" --auxiliary {Path(config.for_auxiliary().output) / 'export'}"
+    begun = f"--initial_weights {Path(config.output) / 'export'}"
+    begun += own if config.needs_auxiliary and not config.auxiliary else ""
+    return f"\n  (to train what is done further: a new --output with {begun})"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -157,6 +157,8 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     beginning, of_weights = in_turns(lambda: initial_weights.read(config, shape, generator_shape, tokenizer))
     facts |= of_weights
     on_rank_zero(lambda: run_folder.bind(config.output, batches.identity() | _bound(facts)))
+    settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
+    on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))
     engine, num_weights = _engine(config, settings, partial(objective.module, shape), beginning)
     generator = None
     if isinstance(objective, Decoupled):
@@ -207,8 +209,7 @@ def _engine(
     make: Callable[[str, torch.dtype], nn.Module],
     beginning: initial_weights.Beginning,
 ) -> tuple[parallel.Engine, int]:
-    """The engine around the module that `make` builds, with what it begins with in place, and its size."""
-    settings = deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
+    """By filled settings, the engine around what `make` builds, with what it begins with in place, and its size."""
     torch.manual_seed(config.seed)
     with parallel.building(settings):
         module = make(_attention(config), dtype_of(config))
@@ -219,7 +220,6 @@ def _engine(
     checkpoints = _CHECKPOINT_BYTES_PER_WEIGHT * (config.run.most_checkpoints + 1)
     needed = num_weights * (checkpoints + _EXPORT_BYTES_PER_WEIGHT)
     on_rank_zero(lambda: run_folder.require_space(config.output, needed))
-    on_rank_zero(lambda: run_folder.save_deepspeed(config.output, settings))
     groups = optim.parameter_groups(module, config.optimizer.weight_decay)
     return parallel.training_engine(module, groups, settings, config.run.compile is True), num_weights
 
@@ -238,7 +238,7 @@ def _objective(
     match config.objective:
         case "mlm":
             mlm = objectives.Mlm(tokenizer.mask_token_id, tokenizer.all_special_ids)
-            return mlm, None, auxiliary.to_be_beaten(batches)
+            return mlm, None, auxiliary.to_be_beaten(batches, min(GATE_ROWS, batches.num_held_out))
         case "unigram" | "random":
             sampler = Statistic(_word_weights(config, batches, len(tokenizer)), tokenizer, config.seed)
             return objectives.Frozen(sampler, None, config.data.masked_share), None, {}

@@ -70,6 +70,8 @@ def test_two_engines_resume_as_if_never_stopped(tiny_corpus, tmp_path):
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+    kept = json.loads((tmp_path / "parts" / "deepspeed.json").read_text())
+    assert kept["optimizer"]["params"]["eps"] == pytest.approx(2e-8), "the discriminator's"
 
 
 def test_a_fixed_statistic_needs_no_auxiliary_model(tiny_corpus, tmp_path):

@@ -54,9 +54,12 @@ def test_no_flop_of_a_step_is_missed(objective: str, settings: dict[str, object]
     case = replace(TINY, objective=objective)
     found = products.operations(case, settings, tmp_path)
     each = contestant.build(case, settings, tmp_path / "again")
+    epsilons = [engine.optimizer.param_groups[0]["eps"] for engine in each.run.engines]
     each.close()
     counted = sum(operation.flops * operation.times for operation in found)
     assert counted == pytest.approx(each.run.flops_per_token * each.tokens_per_step, rel=1e-12)
+    lone = [2e-8] if objective in ("frozen", "replay", "joint_decoupled") else [1e-6]
+    assert epsilons == pytest.approx([*lone, 1e-6] if objective == "joint_decoupled" else lone)
     auxiliary = {operation.part for operation in found} - {"forward", "backward"}
     assert auxiliary == ({"inputs"} if objective in ("frozen", "joint_decoupled") else set())
 

@@ -114,7 +114,8 @@ def test_another_run_is_refused_with_every_difference(config, tmp_path):
 def test_a_finished_run_that_shall_go_on_longer_is_told_how(config, tmp_path):
     run_folder.claim(config)
     (tmp_path / "run" / "checkpoints").mkdir()
-    how = f"--output with --initial_weights {tmp_path / 'run' / 'export'}"
+    run = tmp_path / "run"  # whose auxiliary model it has trained itself
+    how = f"--output with --initial_weights {run / 'export'} --auxiliary {run / 'auxiliary' / 'export'}"
     longer, shorter = (replace(config, run=replace(config.run, steps=steps)) for steps in (900, 300))
 
     def told(other):
@@ -127,6 +128,24 @@ def test_a_finished_run_that_shall_go_on_longer_is_told_how(config, tmp_path):
     assert told(longer)
     assert not told(shorter)
     assert not told(replace(longer, seed=4)), "it is another run"
+
+
+@pytest.mark.parametrize(("objective", "differs"), [("mlm", False), ("joint_shallow", False), ("frozen", True)])
+def test_a_run_of_before_epsilon_was_left_open_is_held_against_the_number(objective, differs, config):
+    joint = {"objective": objective, "initial_weights": ""}
+    before = replace(config, optimizer=replace(config.optimizer, epsilon=1e-6), **joint)
+    run_folder.claim(before)
+    Path(config.output, "checkpoints").mkdir()
+    if differs:
+        with pytest.raises(ValueError, match=r"optimizer.epsilon: 1e-06 there, 2e-08 now"):
+            run_folder.claim(replace(config, **joint))
+    else:
+        run_folder.claim(replace(config, **joint))
+    if objective == "joint_shallow":
+        run_folder.write_summary(config.output, {"steps": 400})
+        with pytest.raises(ValueError, match="holds another run") as refused:
+            run_folder.claim(replace(before, run=replace(config.run, steps=900)))
+        assert "--initial_weights" not in str(refused.value), "which a joint run's export cannot be"
 
 
 def test_a_folder_of_something_else_is_refused(config, tmp_path):
