@@ -124,7 +124,7 @@ def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_co
     )
     parallel.start()
     batches = setup_run.open_batches(config)
-    settings = deepspeed_config.read(f"ds_configs/zero{stage}.json")
+    settings = deepspeed_config.fill(deepspeed_config.read(f"ds_configs/zero{stage}.json"), config, 1, on_cpu=True)
     objective, *_ = setup_run._objective(config, batches.corpora[0].tokenizer, batches)
     shape = setup_run.transformers_config(encoder, batches.corpora[0].tokenizer)
     setup_run._engine(config, settings, partial(objective.module, shape), setup_run.initial_weights.Beginning({}, {}))
