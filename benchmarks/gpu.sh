@@ -74,7 +74,7 @@ apart="--objective random --data.sequence_length $length --encoder.max_positions
 python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 part tests 60 python3 -m pytest -q -m gpu tests
 part training 130 bash -c "train run zero3 $whole"
-part joint 60 bash -c "train joint zero3 --objective joint_shallow --run.steps $steps --run.stop_at_step 10"
+part joint 90 bash -c "train joint zero3 --objective joint_shallow --run.steps $steps --run.stop_at_step 10"
 part separated 90 bash -c "train apart zero1 $apart --run.steps $steps --run.stop_at_step 10"
 part base 120 python3 -m benchmarks.measure "${base[@]}" --compile yes --micro_batches 4 --steps 3 --turns 5 --output "$output"
 part overhead 50 python3 -m benchmarks.overhead "$one" --compile --micro_batches 4 --turns 5
