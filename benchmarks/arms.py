@@ -8,7 +8,8 @@ a discriminator learns nothing from one that is not past the unigram plateau; al
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+
+from fast_electra.require import did_you_mean
 
 AUXILIARY_SEED = 200
 # A masked LM that no discriminator is trained on. At 4x128 it is the auxiliary model's twin, another seed aside.
@@ -216,9 +217,8 @@ def plan(only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[tuple[
         raise ValueError(f"no arm has seed {min(unknown)}: choose of {', '.join(map(str, sorted(known)))}")
     for name in only:
         if name not in ARMS:
-            near = get_close_matches(name, ARMS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name!r} is no arm of the study: {hint}choose of {', '.join(ARMS)}")
+            near = did_you_mean(name, ARMS)
+            raise ValueError(f"{name!r} is no arm of the study: {near}choose of {', '.join(ARMS)}")
     wanted = set(only) | {made_with for name in only for made_with in masked_lms(ARMS[name])}
     for names, of_it in ROUNDS:
         for seed in of_it:

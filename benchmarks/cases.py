@@ -14,7 +14,6 @@ Words are made up (`tokenizer`), because nothing that is counted or timed depend
 
 import dataclasses
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 from fast_electra import joint, recipes
 from fast_electra.config import Config, EncoderConfig
 from fast_electra.encoder import transformers_config
+from fast_electra.require import did_you_mean
 
 METHODS = ("frozen", "replay")
 RIVALS = ("joint_shallow", "joint", "joint_gdes")
@@ -97,9 +97,8 @@ def parse(name: str) -> Case:
 
 
 def _unknown(field: str, value: str, choices: tuple[str, ...]) -> str:
-    near = get_close_matches(value, choices, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{field} {value!r} is no part of a benchmark case: {hint}choose one of {', '.join(choices)}"
+    near = did_you_mean(value, choices)
+    return f"{field} {value!r} is no part of a benchmark case: {near}choose one of {', '.join(choices)}"
 
 
 def config(case: Case) -> Config:

@@ -121,7 +121,8 @@ class Auxiliary:
         """On `num_rows` held-out rows, of all corpora: share of masked tokens predicted, of the most frequent one, and
         how many they are."""
         hits, targets = 0, []
-        for batch in (each.to(device) for each in _asked(batches, num_rows)):
+        for asked in _asked(batches, num_rows):
+            batch = asked.to(device)
             target = batch.input_ids.gather(1, batch.positions)
             targets.append(target.flatten())
             for rows, logits in self.logits(batch):

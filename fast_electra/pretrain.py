@@ -124,7 +124,7 @@ def _go_on(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> dict
         summary = finish(run, progress)
     finally:
         progress.close()
-    for engine in filter(None, (run.engine, run.generator)):
+    for engine in run.engines:
         engine.destroy()
         engine.optimizer.optimizer.state.clear()  # under ZeRO-3 DeepSpeed's own lists keep the engine alive
     return summary

@@ -4,8 +4,8 @@ deepspeed launchers/precompute_replacements.py --corpus FOLDER --auxiliary MODEL
     [--draws N] [--t_min T] [--t_max T] [--max_levels N]
 
 Training then replays it: deepspeed launchers/pretrain.py --objective replay --replacements FOLDER. Give both the same
-recipe, seed and --data settings. Killed and started again, this
-goes on where it was; told to stop by SIGTERM or SIGUSR1, it finishes the shards that it is at and exits with 75.
+recipe, seed and --data settings. Killed and started again, this goes on where it was; told to stop by SIGTERM or
+SIGUSR1, it finishes the shards that it is at and exits with 75.
 """
 
 import argparse

@@ -6,6 +6,7 @@ checkpoint and whether it is whole, and why it stopped. Row numbers are those of
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 
 def main() -> int:
@@ -15,21 +16,25 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="print the text of these rows of one run")
     parser.add_argument("--no_hashes", action="store_true", help="do not read the checkpoint, which may be large")
     options = parser.parse_args()
-    from fast_electra import row_text, status  # some seconds, which --help and wrong options need not wait for
-
     shown = 0
     for run in options.runs[:1] if options.rows else options.runs:
         try:
-            if options.rows:
-                for number, text in row_text.texts(run, options.rows):
-                    print(f"row {number}: {text}")
-                    shown += 1
-            else:
-                print("\n" * bool(shown) + status.describe(status.of(run, not options.no_hashes)), flush=True)
+            for text in _texts(run, options):
+                print("\n" * (shown > 0 and not options.rows) + text, flush=True)
                 shown += 1
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
     return 0 if shown else 2
+
+
+def _texts(run: str, options: argparse.Namespace) -> Iterator[str]:
+    """What was asked of a run: its rows, each a text, or how it is doing."""
+    from fast_electra import row_text, status  # some seconds, which --help and wrong options need not wait for
+
+    if options.rows:
+        yield from (f"row {number}: {text}" for number, text in row_text.texts(run, options.rows))
+    else:
+        yield status.describe(status.of(run, not options.no_hashes))
 
 
 if __name__ == "__main__":
