@@ -140,7 +140,7 @@ def _simulated_gib(each: Contestant, settings: dict[str, Any]) -> float | None:
     the plain rival, and what does not compute in bf16."""
     if each.dtype != torch.bfloat16 or each.case.objective == cases.PLAIN:
         return None
-    kernel = attention_kernel(each.run.config.encoder, each.case.sequence_length, parallel.device())
+    kernel = attention_kernel(each.run.config.encoder, each.case.sequence_length, parallel.device(), each.dtype)
     bucket = settings.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
     expected = simulate(each.case, kernel)
     stage = deepspeed_config.zero_stage(settings)

@@ -39,10 +39,9 @@ class BareLoop:
     def __init__(self, run: Run) -> None:
         self.run, config = run, run.config
         shape = transformers_config(config.encoder, run.tokenizer)
-        attention = attention_kernel(config.encoder, config.data.sequence_length, parallel.device())
-        self.module: nn.Module = run.objective.module(shape, attention, setup_run.dtype_of(run.config)).to(
-            parallel.device()
-        )
+        device, dtype = parallel.device(), setup_run.dtype_of(config)
+        attention = attention_kernel(config.encoder, config.data.sequence_length, device, dtype)
+        self.module: nn.Module = run.objective.module(shape, attention, dtype).to(device)
         if config.run.compile:
             compilation.compile_parts(self.module, compilation.parts(self.module))
         self.weights = list(self.module.parameters())

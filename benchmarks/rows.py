@@ -33,9 +33,9 @@ _TIMED = tuple(
     f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "plain_rival", "simulate")
 )
 # What passes over the vocabulary, and what is made of a step for the clock alone.
-_FAST = tuple(
-    f"fast_electra/{name}.py"
-    for name in ("auxiliary_engine", "broken_updates", "compilation", "gated_gelu*", "vocabulary_logits")
+_FAST = (
+    *(f"fast_electra/{n}.py" for n in ("auxiliary_engine", "broken_updates", "compilation", "vocabulary_logits")),
+    *("fast_electra/cpu_attention.*", "fast_electra/gated_gelu*.py"),
 )
 _REPLAYED = (*_MODELS, *_PATH, *_FAST, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
 # The files that decide the rows of each kind: a change to any of them makes another version.

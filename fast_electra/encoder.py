@@ -1,7 +1,7 @@
 """From our few numbers to a stock transformers config: the only place that knows how each encoder type spells them.
 
-Attention: `auto` takes torch's fused kernel, but on a CPU plain matrix products for rows of up to 128 tokens, where
-the fused kernel's backward costs more than the products it saves (see LOG.md for the measurement).
+Attention: `auto` takes torch's fused kernel; on a CPU that multiplies bf16 our own (cpu_attention.py), on others plain
+matrix products for rows of up to 128 tokens, where the fused kernel's backward pass costs more than it saves (LOG.md).
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_torch_flex_attn_available
 
+from fast_electra import cpu_attention
 from fast_electra.config import EncoderConfig
 from fast_electra.separation import FLEX, FLEX_BLOCK
 
@@ -107,9 +108,13 @@ def recompute_activations(module: nn.Module) -> None:
 
 
 def attention_kernel(
-    encoder: EncoderConfig, sequence_length: int, device: torch.device, separate_documents: bool = False
+    encoder: EncoderConfig,
+    sequence_length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    separate_documents: bool = False,
 ) -> str:
-    """The name transformers gives the attention to use: what the config asks for, or the fastest one.
+    """The name transformers gives the attention to train with: what the config asks for, or the fastest one.
 
     FlexAttention, which alone skips what lies between documents, needs CUDA, heads of 16 and no attention dropout. It
     skips in blocks of 128 tokens, so that in rows of one block it has nothing to skip.
@@ -122,7 +127,11 @@ def attention_kernel(
     flexible = encoder.attention_dropout == 0 and encoder.hidden_size // encoder.num_heads >= 16
     if skips and flexible and device.type == "cuda" and is_torch_flex_attn_available():
         return FLEX
-    return "eager" if device.type == "cpu" and sequence_length <= PLAIN_ATTENTION_TOKENS else "sdpa"
+    if device.type != "cpu":
+        return "sdpa"
+    if cpu_attention.covers(encoder, sequence_length, dtype) and not cpu_attention.missing():
+        return cpu_attention.NAME
+    return "eager" if sequence_length <= PLAIN_ATTENTION_TOKENS else "sdpa"
 
 
 def positions_available(config: PreTrainedConfig) -> int:

@@ -48,7 +48,7 @@ def release_abandoned(patience: float = PATIENCE, say: Callable[[str], None] = l
 def announce(name: str, say: Callable[[str], None]) -> None:
     """Tell `say` of a build that a start will wait for: no built operator of that name lies where it would be."""
     if not _in_build_folders(f"{name}/*.so"):
-        say(f"building {name}, an operator of DeepSpeed's: a minute or two, once on this machine")
+        say(f"building {name}, an operator in C++: a minute or two at most, once on this machine")
 
 
 def _locks() -> list[Path]:

@@ -200,7 +200,7 @@ def _bound(facts: dict[str, Any]) -> dict[str, Any]:
 def _attention(config: Config) -> str:
     """The name of the attention that the trained models compute with."""
     length, separate = config.data.sequence_length, config.data.separate_documents
-    return attention_kernel(config.encoder, length, parallel.device(), separate)
+    return attention_kernel(config.encoder, length, parallel.device(), dtype_of(config), separate)
 
 
 def _engine(

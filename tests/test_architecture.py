@@ -5,15 +5,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fast_electra"
 _FLOW = """
-    randomness random_reads precision exact_sums gated_gelu_kernel gated_gelu compilation
+    randomness random_reads precision operator_builds exact_sums gated_gelu_kernel gated_gelu compilation
     json_file require run_config config config_file recipes
     documentation tokenizer compression hub documents staging megatron_index manifest tokenization corpus_writer corpus
     masking separation batches blimp
-    divergence temperature encoder statistic vocabulary_logits auxiliary initial_weights
+    divergence temperature cpu_attention encoder statistic vocabulary_logits auxiliary initial_weights
     gumbel replacements replacement_codec replacement_shard replacement_store
     discriminator metrics objectives joint decoupled replay trained
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
-    slurm preemption failure watchdog operator_builds shared_memory injection broken_updates
+    slurm preemption failure watchdog shared_memory injection broken_updates
     buffers parallel fetching sharded_weights stop_vote auxiliary_engine universal layout checkpoint export
     setup_run precompute
     health progress pretrain status row_text

@@ -68,10 +68,10 @@ def test_labels_of_padding_change_nothing():
 
 def test_short_rows_on_a_cpu_take_plain_attention_unless_told_otherwise():
     cpu, encoder = torch.device("cpu"), EncoderConfig()
-    assert attention_kernel(encoder, 64, cpu) == "eager"
-    assert attention_kernel(encoder, 512, cpu) == "sdpa"
-    assert attention_kernel(encoder, 64, torch.device("cuda")) == "sdpa"
-    assert attention_kernel(EncoderConfig(attention="sdpa"), 64, cpu) == "sdpa"
+    assert attention_kernel(encoder, 64, cpu, torch.float32) == "eager"
+    assert attention_kernel(encoder, 512, cpu, torch.float32) == "sdpa"
+    assert attention_kernel(encoder, 64, torch.device("cuda"), torch.bfloat16) == "sdpa"
+    assert attention_kernel(EncoderConfig(attention="sdpa"), 64, cpu, torch.float32) == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,11 @@ def test_short_rows_on_a_cpu_take_plain_attention_unless_told_otherwise():
     ],
 )
 def test_flex_attention_is_taken_on_cuda_where_it_can_keep_documents_apart(changes, kernel):
-    assert attention_kernel(EncoderConfig(**changes), 512, torch.device("cuda"), True) == kernel
-    assert attention_kernel(EncoderConfig(**changes), 128, torch.device("cuda"), True) in (kernel, "sdpa")
-    assert attention_kernel(EncoderConfig(**changes), 128, torch.device("cuda"), True) != "flex_attention"
-    assert attention_kernel(EncoderConfig(**changes), 512, torch.device("cpu"), True) in ("sdpa", "eager")
+    encoder, cuda, bf16 = EncoderConfig(**changes), torch.device("cuda"), torch.bfloat16
+    assert attention_kernel(encoder, 512, cuda, bf16, True) == kernel
+    assert attention_kernel(encoder, 128, cuda, bf16, True) in (kernel, "sdpa")
+    assert attention_kernel(encoder, 128, cuda, bf16, True) != "flex_attention"
+    assert attention_kernel(encoder, 512, torch.device("cpu"), torch.float32, True) in ("sdpa", "eager")
 
 
 @pytest.mark.parametrize("kind", ["electra", "modernbert"])
