@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from fast_electra import injection, parallel, run_folder
+from fast_electra import injection, parallel, run_folder, torchs_linear
 from fast_electra.auxiliary import ASKED_ROWS, MaskedLM, mask_out, rows_at_once
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
@@ -141,7 +141,7 @@ def _try(
 ) -> Trial:
     """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one."""
     try:
-        engine = parallel.on_torchs_linear(build())
+        engine = torchs_linear.kept(build())
         got, seconds = _log_probabilities(engine, inputs), _seconds(engine, inputs)
     except (ValueError, RuntimeError) as error:
         return Trial(name, refused=str(error).split("\n")[0])

@@ -22,10 +22,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import groups, set_z3_leaf_modules
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
 from transformers.utils import logging as transformers_logging
@@ -36,14 +36,15 @@ from fast_electra import (
     compilation,
     deepspeed_config,
     exact_sums,
+    heap,
     operator_builds,
     preemption,
     shared_memory,
     slurm,
+    torchs_linear,
 )
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
-_TORCHS_LINEAR = functional.linear
 
 
 def start(patience_minutes: float = 30.0) -> None:
@@ -267,12 +268,14 @@ def training_engine(
     if device().type == "cpu" and settings.get("bf16", {}).get("enabled"):
         within = {id(each) for part in parts for each in part.modules()}
         exact_sums.install(each for each in module.modules() if id(each) not in within)
+    if device().type == "cpu":
+        heap.keep_freed()
     with buffers.kept(module, device()):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     broken_updates.install(engine.optimizer)
-    engine.monitor.enabled = (
-        False  # it would write a line of its own at every update; what progress.py writes is written
-    )
+    engine.monitor.enabled = False  # it would write a line of its own at every update, beside progress.py's
+    if world_size() == 1 and isinstance(engine.optimizer, BF16_Optimizer):
+        engine.enable_backward_allreduce = False  # one process's gradients would be copied, twice, to themselves
     if compiled:
         compilation.compile_parts(module, parts)
     return engine
@@ -283,24 +286,7 @@ def inference_engine(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     frozen = module.eval().requires_grad_(False).to(device())
     with buffers.kept(frozen, device()):
         engine = deepspeed.init_inference(frozen, dtype=dtype, replace_with_kernel_inject=False)
-    return on_torchs_linear(engine)
-
-
-def on_torchs_linear(frozen: nn.Module) -> nn.Module:
-    """The same frozen model, computing with torch's own linear layer whatever ZeRO puts in its place."""
-    frozen.forward = _torchs_linear()(frozen.forward)
-    return frozen
-
-
-@contextmanager
-def _torchs_linear() -> Iterator[None]:
-    """torch's own linear layer inside: building under ZeRO-3 leaves another in the whole process, which spares memory
-    in backward and rounds a bf16 bias apart, so that a frozen model's samples would depend on the ZeRO stage."""
-    replaced, functional.linear = functional.linear, _TORCHS_LINEAR
-    try:
-        yield
-    finally:
-        functional.linear = replaced
+    return torchs_linear.kept(engine)
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

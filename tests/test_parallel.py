@@ -14,7 +14,16 @@ import torch
 from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
-from fast_electra import buffers, deepspeed_config, discriminator, optim, parallel, recipes, sharded_weights
+from fast_electra import (
+    buffers,
+    deepspeed_config,
+    discriminator,
+    optim,
+    parallel,
+    recipes,
+    sharded_weights,
+    torchs_linear,
+)
 from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
 from fast_electra.batches import Batches
 from fast_electra.config import ENCODER_TYPES, DataConfig, EncoderConfig, TemperatureConfig
@@ -159,7 +168,7 @@ def test_new_weights_do_not_depend_on_the_zero_stage(build, model_type, tiny_tok
 
 def test_a_frozen_model_answers_the_same_before_and_after_zero_3_was_used(tiny_tokenizer, monkeypatch):
     parallel.start()
-    monkeypatch.setattr(torch.nn.functional, "linear", parallel._TORCHS_LINEAR)  # other tests used ZeRO-3
+    monkeypatch.setattr(torch.nn.functional, "linear", torchs_linear.LINEAR)  # other tests used ZeRO-3
     config = replace(recipes.get("demo"), run=replace(recipes.get("demo").run, dtype="bfloat16"))
     model = build_masked_lm(transformers_config(config.encoder, tiny_tokenizer), "eager", torch.bfloat16)
     torch.nn.init.normal_(model.get_output_embeddings().bias)
@@ -168,7 +177,7 @@ def test_a_frozen_model_answers_the_same_before_and_after_zero_3_was_used(tiny_t
     before = frozen(input_ids, positions)
     with parallel.building(deepspeed_config.fill({"zero_optimization": {"stage": 3}}, config, 1, True)):
         discriminator.build(transformers_config(config.encoder, tiny_tokenizer), "eager", torch.bfloat16)
-    assert torch.nn.functional.linear is not parallel._TORCHS_LINEAR, "DeepSpeed replaced it"
+    assert torch.nn.functional.linear is not torchs_linear.LINEAR, "DeepSpeed replaced it"
     assert torch.equal(frozen(input_ids, positions), before)
 
 
@@ -191,24 +200,53 @@ def test_rotary_frequencies_stay_in_float32(stage, tiny_corpus):
     engine.destroy()
 
 
-def test_sums_of_gradients_reach_the_optimizer_in_float32(tiny_tokenizer):
-    """Reduced in bf16, as DeepSpeed would by itself, every one of them would be a number of bf16."""
+def zero_1_engine(tokenizer):
+    """On a tiny discriminator in bf16; an update takes four rows, one by one."""
     parallel.start()
     config = replace(recipes.get("demo"), run=replace(recipes.get("demo").run, dtype="bfloat16", batch_rows=4))
     config = replace(config, run=replace(config.run, micro_batch_rows=1))
     settings = deepspeed_config.fill({"zero_optimization": {"stage": 1}}, config, 1, True)
-    shape = transformers_config(EncoderConfig("bert", 1, 32, 2, 48, max_positions=64), tiny_tokenizer)
-    module = discriminator.ReplacedTokenDetection(discriminator.build(shape, "eager", torch.bfloat16))
-    engine = parallel.training_engine(module, optim.parameter_groups(module, 0.01), settings)
-    for row in torch.randint(5, 500, (4, 1, 16)):
+    shape = transformers_config(EncoderConfig("bert", 1, 32, 2, 48, max_positions=64), tokenizer)
+    torch.manual_seed(0)
+    module = discriminator.ReplacedTokenDetection(discriminator.build(shape, "eager", torch.bfloat16)).eval()
+    return parallel.training_engine(module, optim.parameter_groups(module, 0.01), settings)
+
+
+def sums_of_gradients(engine):
+    """Of an update's four rows, as the optimizer is about to take them."""
+    for row in torch.arange(5, 69).view(4, 1, 16):
         engine.backward(engine(row, row % 2)[0])
         if not engine.is_gradient_accumulation_boundary():
             engine.step()
-    sums = torch.cat([each.flatten() for group in engine.optimizer.fp32_groups_gradients for each in group])
+    return torch.cat([each.flatten() for group in engine.optimizer.fp32_groups_gradients for each in group])
+
+
+def test_sums_of_gradients_reach_the_optimizer_in_float32(tiny_tokenizer):
+    """Reduced in bf16, as DeepSpeed would by itself, every one of them would be a number of bf16."""
+    engine = zero_1_engine(tiny_tokenizer)
+    engine.enable_backward_allreduce = True  # as where several processes train
+    sums = sums_of_gradients(engine)
     assert sums.dtype == torch.float32
     given = sums[sums != 0]  # rows of the embeddings that no token asked for have none
     assert (given != given.bfloat16()).float().mean() > 0.5
     engine.destroy()
+
+
+def test_one_process_takes_its_sums_as_they_are(tiny_tokenizer):
+    """DeepSpeed would copy all of them out, reduce them with themselves and copy them back."""
+    engine, found = zero_1_engine(tiny_tokenizer), []
+    assert engine.enable_backward_allreduce is False
+    engine.destroy()
+    for reduces in (False, True):
+        engine = zero_1_engine(tiny_tokenizer)
+        engine.enable_backward_allreduce = reduces
+        sums = sums_of_gradients(engine)
+        engine.step()
+        found.append((sums.clone(), [weight.detach().clone() for weight in engine.module.parameters()]))
+        engine.destroy()
+    (alone, weights), (reduced, others) = found
+    assert torch.equal(alone, reduced)
+    assert all(torch.equal(one, other) for one, other in zip(weights, others, strict=True))
 
 
 class Ours(torch.nn.Module):
