@@ -149,7 +149,7 @@ void softmax_gradient(const Workspace& work, int64_t M, int64_t T, const BFloat1
         __m512 taken_off = _mm512_loadu_ps(log_sum + token);
         if (mask) taken_off = _mm512_sub_ps(taken_off, load(mask + at));
         const __m512 exponent = _mm512_fmsub_ps(_mm512_loadu_ps(work.score + at), scales, taken_off);
-        const __m512 probability = at::vec::Vectorized<float>(exponent).exp_u20();
+        const __m512 probability = at::vec::Vectorized<float>(exponent).fexp_u20();
         const __m512 gap =
             _mm512_sub_ps(_mm512_loadu_ps(work.probability_gradient + at), _mm512_loadu_ps(work.given_by_out + token));
         gradient[each] = rounded(_mm512_mul_ps(_mm512_mul_ps(probability, scales), gap));
