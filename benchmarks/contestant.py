@@ -29,13 +29,14 @@ _UPDATES = 16  # whose rows come round again
 
 @dataclass
 class Contestant:
-    """A case ready to train, its place in the data, and the seconds of its steps so far."""
+    """A case ready to train, its place in the data, and what was measured of its turns so far."""
 
     case: Case
     run: Run
     micro_step: int = 0
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
+    products: list[tuple[float, float]] = field(default_factory=list)  # FLOP/s before and after each turn
     static_bytes: int = 0
     peak_bytes: int = 0
 

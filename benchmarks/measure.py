@@ -3,7 +3,8 @@
 Turns go A B C A B C ..., so that a machine that slows down slows all of them alike; the first turns warm up and are
 dropped. What is timed is the whole step of a run, from the rows of the corpus to the metrics, updates of one
 micro-batch a process or of `--micro_batches`, with the device awaited at each part's end. The peak is a matrix product
-measured between the turns of the same run, beside the vendor's figure.
+measured before and after each turn, beside the vendor's figure: on a machine with neighbours the matrix units run at
+.4 of their pace for seconds on end, so that a turn counts for MFU where both products say the same.
 
     deepspeed --module benchmarks.measure [base/frozen base/joint_shallow ...] [--deepspeed ds_configs/zero1.json]
 """
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 import torch
@@ -32,11 +33,14 @@ from fast_electra.encoder import attention_kernel
 
 FORMULA = (
     "tokens/s: B x T of all processes / seconds of one update, the median of n turns (low, high: quartiles); "
-    "MFU = FLOPs a token x tokens/s / peak, FLOPs without recomputation, backward = 2 x forward; peak memory: bytes "
+    "MFU = FLOPs a token x tokens/s / peak, FLOPs without recomputation, backward = 2 x forward; its measured peak: "
+    "the mean of the products before and after a turn, MFU the median of the turns between two products of one pace "
+    "(within 15 %; of all turns if there is none); peak memory: bytes "
     "the allocator handed out for this objective's model, optimizer and step, on the first process; simulated: of the "
     "same step not compiled; batches are made ahead, as in a run"
 )
 WARM_UP, LEAST_TURNS = 2, 3
+_SAME_PACE = 0.85  # of two products, the slower over the faster
 COMPILED = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 
@@ -57,23 +61,25 @@ def measure(
     parallel.start()
     contestant.fail_beyond_most_graphs()
     contest = {"contest": secrets.token_hex(4)}  # rows of one contest were timed in turn, and only they were
-    peaks = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(parallel.from_rank_zero(scratch))
         ways = [(case, how) for case in wanted for how in (variants if case.objective != cases.PLAIN else variants[:1])]
         contestants = [_ready(case, settings, folder / str(how.compiled), corpus, how) for case, how in ways]
         for turn in range(turns):
-            peaks.append(_matrix_product_flops(contestants[0].dtype))
+            before = _matrix_product_flops(contestants[0].dtype)
             for each in contestants:
                 each.turn(steps)
+                after = _matrix_product_flops(contestants[0].dtype)
+                each.products.append((before, after))
+                before = after
                 speed = each.tokens_per_step / each.seconds[-1]
                 name = each.case.name + (" compiled" if each.run.config.run.compile else "")
                 _tell(f"turn {turn + 1}/{turns}  {name:<53} {speed:>10,.0f} tokens/s")
             if LEAST_TURNS <= turn + 1 < turns:
-                yield [_row(each, settings, median(peaks)) | contest for each in contestants]
+                yield [_row(each, settings) | contest for each in contestants]
         parallel.barrier()
     yield [
-        _row(each, settings, median(peaks)) | {"simulated_memory_gib": _simulated_gib(each, settings)} | contest
+        _row(each, settings) | {"simulated_memory_gib": _simulated_gib(each, settings)} | contest
         for each in contestants
     ]
     for each in contestants:
@@ -106,10 +112,24 @@ def _matrix_product_flops(dtype: torch.dtype) -> float:
     return float(parallel.sum_over_processes(total))
 
 
-def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Row:
+def measured_mfu(
+    flops_per_token: float, speeds: Sequence[float], products: Sequence[tuple[float, float]]
+) -> tuple[float, float, int]:
+    """MFU and peak (FLOP/s) of turns at so many tokens/s, and how many of them count.
+
+    products: FLOP/s of a matrix product before and after each turn.
+    """
+    turns = list(zip(speeds, products, strict=True))
+    steady = [turn for turn in turns if min(turn[1]) >= _SAME_PACE * max(turn[1])] or turns
+    found = median(flops.mfu(flops_per_token, speed, mean(pair)) for speed, pair in steady)
+    return found, median(mean(pair) for _, pair in steady), len(steady)
+
+
+def _row(each: Contestant, settings: dict[str, Any]) -> Row:
     speeds = [each.tokens_per_step / seconds for seconds in each.seconds]
     low, _, high = quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
     speed, flops_per_token = median(speeds), each.run.flops_per_token
+    mfu, measured_peak, steady = measured_mfu(flops_per_token, speeds, each.products)
     on_gpu = parallel.device().type == "cuda"
     vendor = flops.vendor_peak(torch.cuda.get_device_name(), each.dtype) if on_gpu else None
     vendor = vendor * parallel.world_size() if vendor else None
@@ -126,7 +146,9 @@ def _row(each: Contestant, settings: dict[str, Any], measured_peak: float) -> Ro
         "vendor_peak_tflops": vendor / 1e12 if vendor else None,
         "measured_peak_tflops": measured_peak / 1e12,
         "mfu_vendor": flops.mfu(flops_per_token, speed, vendor) if vendor else None,
-        "mfu_measured": flops.mfu(flops_per_token, speed, measured_peak),
+        "mfu_measured": mfu,
+        "mfu_turns": steady,
+        "products_tflops_all": [(before / 1e12, after / 1e12) for before, after in each.products],
         # On the first process; offloaded parts of DeepSpeed's settings are not simulated.
         "peak_memory_gib": each.peak_bytes / 2**30,
         "simulated_memory_gib": None,

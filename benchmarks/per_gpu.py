@@ -2,7 +2,7 @@
 
 ZeRO splits what belongs to weights over the n GPUs of data parallelism, stage by stage; activations, temporary tensors
 and the frozen auxiliary model stay whole on each. DeepSpeed sums gradients in float32 beside the bf16 ones: at stage 1
-whole on each GPU, with a flat copy of them while they are reduced. At stages 2 and 3 it adds a buffer in which
+whole on each GPU, with a flat copy of them while several reduce them. At stages 2 and 3 it adds a buffer in which
 gradients are reduced, and at stage 3 the weights gathered for use, which may be all of them up to
 `stage3_max_live_parameters`.
 
@@ -18,13 +18,13 @@ from benchmarks.rows import Row, provenance
 
 # In elements, of bf16, two bytes each: what ds_configs/ set at stages 2 and 3, and DeepSpeed's default.
 REDUCE_BUCKET, MAX_LIVE_PARAMETERS = 50_000_000, 1_000_000_000
-_FLATTENED = 500_000_000  # gradients that stage 1 reduces at a time, as one flat float32 copy
+_FLATTENED = 500_000_000  # gradients that stage 1 reduces at a time, as one flat float32 copy, if there are others
 STAGES, NUM_GPUS, OFFLOADS = (1, 2, 3), (1, 8, 64), ("none", "optimizer", "optimizer and weights")
 FORMULA = (
     "P trained weights on n GPUs: weights 2P (stage 3: 2P/n + min(2P, 2e9) gathered if n > 1 or offloaded), float32 "
     "sums of gradients 4P (stages 2, 3: 4P/n), float32 weights and moments 12P/n, buffer for reduction 1e8 (stages 2, "
-    "3) or, after the backward pass, a copy of 4 min(P, 5e8) (stage 1); bf16 gradients, auxiliary model, activations "
-    "and temporary as simulated; the larger of backward pass and update. Offloaded: optimizer and sums of gradients "
+    "3) or, after the backward pass, a copy of 4 min(P, 5e8) (stage 1, n > 1); bf16 gradients, auxiliary model, "
+    "activations and temporary as simulated; the larger of backward pass and update. Offloaded: optimizer and sums of gradients "
     "on the host (16P/n), weights too (2P/n)"
 )
 
@@ -41,7 +41,7 @@ def per_gpu(row: Row, stage: int, num_gpus: int, offload: str = "none", bucket: 
     gathers = stage == 3 and (num_gpus > 1 or offload == OFFLOADS[2])
     gathered = min(2.0 * weights, 2.0 * MAX_LIVE_PARAMETERS) if gathers else 0.0
     moments = []
-    flattened = 4.0 * min(weights, _FLATTENED) if stage == 1 else 0.0
+    flattened = 4.0 * min(weights, _FLATTENED) if stage == 1 and num_gpus > 1 else 0.0
     for step, copied in ((row["backward_bytes"], 0.0), (row["update_bytes"], flattened)):
         sums, passing = 4.0 * weights, step["gradients"] - 4.0 * weights
         held = 0.0 if offload == OFFLOADS[2] else step["parameters"] / split["p"]

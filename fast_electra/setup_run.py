@@ -180,7 +180,7 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         flops_per_token,
         peak_flops=matrix_product_flops(config),
         pairs=_pairs(config),
-        facts=facts | separated | {"weights": num_weights},
+        facts=facts | separated | {"weights": num_weights, "attention": _attention(config)},
     )
 
 
