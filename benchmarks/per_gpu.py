@@ -24,8 +24,8 @@ FORMULA = (
     "P trained weights on n GPUs: weights 2P (stage 3: 2P/n + min(2P, 2e9) gathered if n > 1 or offloaded), float32 "
     "sums of gradients 4P (stages 2, 3: 4P/n), float32 weights and moments 12P/n, buffer for reduction 1e8 (stages 2, "
     "3) or, after the backward pass, a copy of 4 min(P, 5e8) (stage 1, n > 1); bf16 gradients, auxiliary model, "
-    "activations and temporary as simulated; the larger of backward pass and update. Offloaded: optimizer and sums of gradients "
-    "on the host (16P/n), weights too (2P/n)"
+    "activations and temporary as simulated; the larger of backward pass and update. Offloaded: optimizer and sums of "
+    "gradients on the host (16P/n), weights too (2P/n)"
 )
 
 
