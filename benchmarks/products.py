@@ -40,7 +40,7 @@ FORMULA = (
     "waits after each of them"
 )
 WARM_UP = 2
-ATTENTION = "scaled_dot_product"
+ATTENTION = ("scaled_dot_product", "attention_gradient")
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Operation:
     @property
     def is_attention(self) -> bool:
         """Whether it is fused attention; plain attention is matrix products and a softmax, which is not here."""
-        return ATTENTION in self.name
+        return any(part in self.name for part in ATTENTION)
 
 
 class Recorder(TorchDispatchMode):

@@ -26,7 +26,8 @@ _PATH = tuple(
     f"fast_electra/{name}.py"
     for name in (
         *("batches", "decoupled", "deepspeed_config", "flops", "masking", "metrics", "model_flops", "optim"),
-        *("parallel", "pretrain", "randomness", "run_flops", "setup_run", "statistic", "temperature"),
+        *("heap", "parallel", "pretrain", "randomness", "run_flops", "setup_run", "statistic", "temperature"),
+        "torchs_linear",
     )
 )
 _TIMED = tuple(
@@ -48,6 +49,7 @@ SOURCES = {
     "quality": (
         *("benchmarks/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
         *(f"fast_electra/{name}.py" for name in ("blimp", "config", "encoder", "joint", "recipes", "trained")),
+        "fast_electra/cpu_attention.*",
         *_MODELS,
         *_PATH,
     ),

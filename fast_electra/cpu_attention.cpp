@@ -167,13 +167,17 @@ int64_t keys_of_block(int64_t T) {
 }
 
 // Gradients of query, key and value, all (B, H, T, D) in bf16 with T a multiple of 16 and D of 32, from that of the
-// output. `log_sum` (B, H, T) is float32; `mask` (B or 1, H or 1, T, T) in bf16 was added to the scaled scores.
+// output. `log_sum` (B, H, T) is float32; `mask` (B or 1, H or 1, T, T) in bf16 was added to the scaled scores. It may
+// hide by bf16's lowest number or by -inf, but no token's whole row (here each token sees itself).
 std::tuple<Tensor, Tensor, Tensor> gradient(
     const Tensor& given_, const Tensor& query_, const Tensor& key_, const Tensor& value_, const Tensor& out_,
     const Tensor& log_sum_, const std::optional<Tensor>& mask_, double scale) {
   const int64_t B = query_.size(0), H = query_.size(1), T = query_.size(2), D = query_.size(3);
-  TORCH_CHECK(T % kLanes == 0 && D % (2 * kLanes) == 0, "rows of ", T, " tokens, heads of ", D);
-  TORCH_CHECK(query_.sizes() == key_.sizes() && query_.sizes() == value_.sizes(), "query, key and value differ in size");
+  TORCH_CHECK(T > 0 && T % kLanes == 0 && D % (2 * kLanes) == 0, "rows of ", T, " tokens, heads of ", D);
+  for (const auto* each : {&given_, &key_, &value_, &out_})
+    TORCH_CHECK(each->sizes() == query_.sizes(), "query of ", query_.sizes(), " beside ", each->sizes());
+  TORCH_CHECK(log_sum_.sizes() == at::IntArrayRef({B, H, T}), "sums of ", log_sum_.sizes());
+  TORCH_CHECK(!mask_ || (mask_->dim() == 4 && mask_->size(2) == T && mask_->size(3) == T), "a mask of another size");
   const Tensor given = dense_in_channels(given_), query = dense_in_channels(query_), key = dense_in_channels(key_);
   const Tensor value = dense_in_channels(value_), out = dense_in_channels(out_), log_sum = log_sum_.contiguous();
   Tensor mask;  // keys x queries

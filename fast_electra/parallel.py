@@ -34,6 +34,7 @@ from fast_electra import (
     broken_updates,
     buffers,
     compilation,
+    cpu_attention,
     deepspeed_config,
     exact_sums,
     heap,
@@ -43,6 +44,7 @@ from fast_electra import (
     slurm,
     torchs_linear,
 )
+from fast_electra.config import EncoderConfig
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
@@ -203,6 +205,14 @@ def anywhere(here: bool) -> bool:
     flag = torch.tensor([here], dtype=torch.int32, device=device())
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag[0])
+
+
+def agree_on_attention(encoder: EncoderConfig, sequence_length: int, dtype: torch.dtype) -> None:
+    """Have all processes train with the same attention on CPUs: with ours where each of them can. All take part."""
+    if device().type == "cpu" and cpu_attention.covers(encoder, sequence_length, dtype):
+        missing = cpu_attention.missing()
+        if anywhere(bool(missing)) and not missing:
+            cpu_attention.do_without("another process of this run has none")
 
 
 @contextmanager

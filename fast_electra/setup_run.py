@@ -89,7 +89,9 @@ def decided(config: Config) -> Config:
     run, can = config.run, parallel.device().type == "cuda" and not compilation.missing()
     compiled = can if run.compile == "auto" else run.compile
     dtype, compiled = parallel.from_rank_zero((precision.name(dtype_of(config)), compiled))
-    return dataclasses.replace(config, run=dataclasses.replace(run, dtype=dtype, compile=compiled))
+    config = dataclasses.replace(config, run=dataclasses.replace(run, dtype=dtype, compile=compiled))
+    parallel.agree_on_attention(config.encoder, config.data.sequence_length, dtype_of(config))
+    return config
 
 
 def stop_if_preempted() -> None:
@@ -166,10 +168,8 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
             config, deepspeed_config.for_generator(settings, config), objective.generator_module, beginning
         )
         generator, num_weights = objective.generator, num_weights + more
-    micro_batch_rows = engine.train_micro_batch_size_per_gpu()
-    flops_per_token, separated = run_flops.counted(
-        config, batches, (shape, auxiliary_shape), micro_batch_rows, _attention(config)
-    )
+    shapes, kernel, rows = (shape, auxiliary_shape), _attention(config), engine.train_micro_batch_size_per_gpu()
+    flops_per_token, separated = run_flops.counted(config, batches, shapes, rows, kernel)
     return Run(
         config,
         batches,
@@ -180,7 +180,7 @@ def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
         flops_per_token,
         peak_flops=matrix_product_flops(config),
         pairs=_pairs(config),
-        facts=facts | separated | {"weights": num_weights, "attention": _attention(config)},
+        facts=facts | separated | {"weights": num_weights, "attention": kernel},
     )
 
 

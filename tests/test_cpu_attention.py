@@ -1,4 +1,8 @@
 import copy
+import os
+import subprocess
+import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -6,15 +10,21 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
-from fast_electra import cpu_attention, discriminator
+from fast_electra import cpu_attention, discriminator, parallel
 from fast_electra.config import EncoderConfig
 from fast_electra.encoder import attention_kernel
 from fast_electra.flops import flop_counter
 from fast_electra.separation import WHOLE_ROWS
 
-here = pytest.mark.skipif(bool(cpu_attention.missing()), reason=cpu_attention.missing()[:200])
+UNITS = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+here = pytest.mark.skipif(not UNITS, reason="needs a CPU with AVX-512 BF16")
 SHAPES = [(2, 3, 128, 64), (1, 2, 512, 64), (2, 1, 272, 32), (3, 2, 16, 96), (1, 1, 1040, 32)]  # B, H, T, D
 ENCODER = SimpleNamespace(is_causal=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    cpu_attention.missing()
 
 
 def projections(shape):
@@ -57,6 +67,11 @@ def error(found, wanted):
 
 
 @here
+def test_it_is_built_and_runs_wherever_there_are_units_for_it():
+    assert cpu_attention.missing() == ""
+
+
+@here
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_as_exact_as_those_of_torchs_fused_attention(shape, masked):
@@ -91,32 +106,57 @@ def test_gradients_do_not_depend_on_the_number_of_threads():
 
 @here
 @pytest.mark.parametrize(
-    ("shape", "more"),
-    [
-        ((1, 2, 20, 32), {}),
-        ((1, 2, 16, 24), {}),
-        ((1, 2, 16, 32), {"is_causal": True}),
-        ((1, 2, 16, 32), {"scaling": 1.0}),
-    ],
+    ("shape", "causal"), [((1, 2, 20, 32), False), ((1, 2, 16, 24), False), ((1, 2, 16, 32), True)]
 )
-def test_what_it_has_no_code_for_is_what_stock_attention_gives(shape, more):
+def test_what_it_has_no_code_for_is_what_stock_attention_gives(shape, causal):
     *qkv, given = projections(shape)
-    stock = gradients(
-        lambda *tensors: F.scaled_dot_product_attention(
-            *tensors, is_causal=more.get("is_causal", False), scale=more.get("scaling")
-        ),
-        *qkv,
-        given=given,
-    )
-    for mine, torchs in zip(gradients(ours(**more), *qkv, given=given), stock, strict=True):
-        assert error(mine, torchs.double()) < (0.008 if more.get("scaling") else 1e-9)
+    stock = gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=causal), *qkv, given=given)
+    for mine, torchs in zip(gradients(ours(is_causal=causal), *qkv, given=given), stock, strict=True):
+        assert error(mine, torchs.double()) < 1e-9
+
+
+@here
+@pytest.mark.parametrize("hidden", [(2, 1, 1, 64), (1, 1, 1, 64), (2, 3, 1, 64)])
+def test_so_is_what_a_mask_of_keys_alone_hides(hidden):
+    *qkv, given = projections((2, 3, 64, 32))
+    mask = torch.zeros(hidden).masked_fill_(torch.arange(64) > 40, -1e4).bfloat16()
+    stock = gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=mask), *qkv, given=given)
+    for mine, torchs in zip(gradients(ours(mask), *qkv, given=given), stock, strict=True):
+        assert error(mine, torchs.double()) < 1e-9
+
+
+@here
+def test_so_are_projections_whose_channels_lie_apart():
+    *qkv, given = projections((2, 3, 64, 32))
+    apart = [each.transpose(-1, -2).contiguous().transpose(-1, -2) for each in qkv]
+    assert apart[0].stride(-1) != 1
+    wanted = gradients(exact(), *(each.double() for each in qkv), given=given.double())
+    for mine, right in zip(gradients(ours(), *apart, given=given), wanted, strict=True):
+        assert error(mine, right) < 0.006
+
+
+@here
+def test_what_stock_attention_refuses_is_refused():
+    *qkv, _ = projections((1, 2, 16, 32))
+    with pytest.raises(ValueError, match="softcap"):
+        ours(softcap=30.0)(*qkv)
 
 
 @here
 def test_the_operator_refuses_what_it_has_no_code_for():
     *qkv, given = projections((1, 2, 20, 32))
+    operator, sums = torch.ops.fast_electra.attention_gradient, torch.zeros(1, 2, 32)
     with pytest.raises(RuntimeError, match="rows of 20 tokens"):
-        torch.ops.fast_electra.attention_gradient(given, *qkv, given, torch.zeros(1, 2, 20), None, 1.0)
+        operator(given, *qkv, given, torch.zeros(1, 2, 20), None, 1.0)
+    with pytest.raises(RuntimeError, match="rows of 0 tokens"):
+        operator(*(each[:, :, :0] for each in (given, *qkv, given)), sums[..., :0], None, 1.0)
+    *qkv, given = projections((1, 2, 32, 32))
+    with pytest.raises(RuntimeError, match=r"query of \[1, 2, 32, 32\] beside \[1, 2, 16, 32\]"):
+        operator(given[:, :, :16], *qkv, given, sums, None, 1.0)
+    with pytest.raises(RuntimeError, match="sums of"):
+        operator(given, *qkv, given, sums[..., :16], None, 1.0)
+    with pytest.raises(RuntimeError, match="a mask of another size"):
+        operator(given, *qkv, given, sums, torch.zeros(1, 1, 1, 32).bfloat16(), 1.0)
 
 
 @here
@@ -177,12 +217,37 @@ def test_an_operator_that_cannot_be_built_is_told_of_and_done_without(monkeypatc
     def no_compiler(*_, **__):
         raise RuntimeError("no compiler here")
 
-    cpu_attention._build_failure.cache_clear()
+    monkeypatch.setattr(cpu_attention, "_build_failure", cache(cpu_attention._build_failure.__wrapped__))
     monkeypatch.setattr(cpu_attention.cpp_extension, "load", no_compiler)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    try:
-        assert attention_kernel(EncoderConfig(), 512, torch.device("cpu"), torch.bfloat16) == "sdpa"
-    finally:
-        cpu_attention._build_failure.cache_clear()
+    assert attention_kernel(EncoderConfig(), 512, torch.device("cpu"), torch.bfloat16) == "sdpa"
     assert "stock attention, which trains slower" in capsys.readouterr().out
+
+
+@here
+def test_so_is_one_that_was_built_and_does_not_run():
+    """As under a limit on what oneDNN may use."""
+    code = "from fast_electra import cpu_attention; assert cpu_attention.missing()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "does not run here" in done.stdout
+
+
+@here
+def test_no_process_trains_with_it_where_another_cannot(monkeypatch):
+    monkeypatch.setattr(cpu_attention, "_without", [])
+    for another, kernel in ((False, cpu_attention.NAME), (True, "sdpa")):
+        monkeypatch.setattr(parallel, "anywhere", lambda mine, another=another: mine or another)
+        parallel.agree_on_attention(EncoderConfig(), 512, torch.bfloat16)
+        assert attention_kernel(EncoderConfig(), 512, torch.device("cpu"), torch.bfloat16) == kernel
+    assert cpu_attention.missing() == "another process of this run has none"
+
+
+def test_another_torch_is_another_operator(monkeypatch):
+    name = cpu_attention.operator_name()
+    assert name == cpu_attention.operator_name()
+    monkeypatch.setattr(torch, "__version__", "3.0")
+    assert name != cpu_attention.operator_name()
