@@ -160,10 +160,8 @@ void softmax_gradient(const Workspace& work, int64_t M, int64_t T, const BFloat1
     }
 }
 
-int64_t keys_of_block(int64_t T) {
-  int64_t most = std::max(kLanes, std::min({T, kMostKeys, kMostScores / T}) / kLanes * kLanes);
-  while (T % most != 0) most -= kLanes;
-  return most;
+int64_t keys_of_block(int64_t T) {  // the last block may have fewer
+  return std::max(kLanes, std::min({T, kMostKeys, kMostScores / T}) / kLanes * kLanes);
 }
 
 // Gradients of query, key and value, all (B, H, T, D) in bf16 with T a multiple of 16 and D of 32, from that of the
@@ -201,14 +199,15 @@ std::tuple<Tensor, Tensor, Tensor> gradient(
       const auto* log_sums = log_sum.const_data_ptr<float>() + which * T;
       const BFloat16* masked = mask_ ? of_head(mask, row, head).data : nullptr;
       for (int64_t first = 0; first < T; first += M) {
-        brgemm(M, T, D, k.stride, T, T, false, k.from(first).data, work.query_transposed, work.score);
-        brgemm(M, T, D, v.stride, T, T, false, v.from(first).data, work.given_transposed, work.probability_gradient);
-        softmax_gradient(work, M, T, masked ? masked + first * T : nullptr, log_sums, static_cast<float>(scale));
-        brgemm(M, D, T, T, D, D, false, work.probability, work.given_packed, work.block_gradient);
-        round_into(dv.from(first), work.block_gradient, M, D);
-        brgemm(M, D, T, T, D, D, false, work.score_gradient, work.query_packed, work.block_gradient);
-        round_into(dk.from(first), work.block_gradient, M, D);
-        brgemm(D, T, M, T, T, T, first > 0, work.key_transposed + first, work.score_gradient_packed,
+        const int64_t keys = std::min(M, T - first);
+        brgemm(keys, T, D, k.stride, T, T, false, k.from(first).data, work.query_transposed, work.score);
+        brgemm(keys, T, D, v.stride, T, T, false, v.from(first).data, work.given_transposed, work.probability_gradient);
+        softmax_gradient(work, keys, T, masked ? masked + first * T : nullptr, log_sums, static_cast<float>(scale));
+        brgemm(keys, D, T, T, D, D, false, work.probability, work.given_packed, work.block_gradient);
+        round_into(dv.from(first), work.block_gradient, keys, D);
+        brgemm(keys, D, T, T, D, D, false, work.score_gradient, work.query_packed, work.block_gradient);
+        round_into(dk.from(first), work.block_gradient, keys, D);
+        brgemm(D, T, keys, T, T, T, first > 0, work.key_transposed + first, work.score_gradient_packed,
                work.query_gradient_transposed);
       }
       transpose_words(work.query_gradient_transposed, T, D, T, work.query_gradient);

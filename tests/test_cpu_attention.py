@@ -18,7 +18,14 @@ from fast_electra.separation import WHOLE_ROWS
 
 UNITS = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 here = pytest.mark.skipif(not UNITS, reason="needs a CPU with AVX-512 BF16")
-SHAPES = [(2, 3, 128, 64), (1, 2, 512, 64), (2, 1, 272, 32), (3, 2, 16, 96), (1, 1, 1040, 32)]  # B, H, T, D
+SHAPES = [
+    (2, 3, 128, 64),
+    (1, 2, 512, 64),
+    (2, 1, 272, 32),
+    (1, 2, 496, 64),
+    (3, 2, 16, 96),
+    (1, 1, 1040, 32),
+]  # B, H, T, D
 ENCODER = SimpleNamespace(is_causal=False)
 
 
