@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 import forked
 import pytest
 
+from fast_electra import heap
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--data.sequence_length=32",
@@ -31,6 +33,14 @@ TINY = [
     "--run.save_every=4",
     "--auxiliary_gate=false",
 ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def freed_memory_goes_back():
+    """A process of tests trains models of many sizes, and forks: it must not grow by what each of them held."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(heap, "keep_freed", lambda: False)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):

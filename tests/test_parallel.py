@@ -232,6 +232,13 @@ def test_sums_of_gradients_reach_the_optimizer_in_float32(tiny_tokenizer):
     engine.destroy()
 
 
+def test_training_on_a_cpu_keeps_the_memory_that_a_step_frees(tiny_tokenizer, monkeypatch):
+    asked = []
+    monkeypatch.setattr(heap, "keep_freed", lambda: asked.append(True))
+    zero_1_engine(tiny_tokenizer).destroy()
+    assert asked == [True]
+
+
 def test_one_process_takes_its_sums_as_they_are(tiny_tokenizer):
     """DeepSpeed would copy all of them out, reduce them with themselves and copy them back."""
     engine, found = zero_1_engine(tiny_tokenizer), []
