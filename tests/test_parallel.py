@@ -18,6 +18,7 @@ from fast_electra import (
     buffers,
     deepspeed_config,
     discriminator,
+    heap,
     optim,
     parallel,
     recipes,
