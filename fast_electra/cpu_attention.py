@@ -36,10 +36,11 @@ _without: list[str] = []  # why this process does without it, though it has it
 
 
 def covers(encoder: EncoderConfig, sequence_length: int, dtype: torch.dtype) -> bool:
-    """Whether it computes the attention of an encoder of this shape, rather than leave it to stock attention."""
+    """Whether it computes the attention of an encoder of this shape: one that leaves the choice to us, above all."""
+    free = encoder.attention == "auto" and encoder.model_type != "deberta-v2"
     channels = encoder.hidden_size // encoder.num_heads
     whole = sequence_length % _TOKENS == 0 and channels % _CHANNELS == 0
-    return whole and dtype == torch.bfloat16 and encoder.attention_dropout == 0
+    return free and whole and dtype == torch.bfloat16 and encoder.attention_dropout == 0
 
 
 def missing() -> str:
@@ -108,11 +109,8 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     whole = length > 0 and length % _TOKENS == 0 and channels % _CHANNELS == 0
     dense = all(each.stride(-1) == 1 for each in (query, key, value))
     square = mask is None or (mask.dim() == 4 and mask.shape[-2:] == (length, length))
-    return alike and whole and dense and square and (mask is None or _is_constant(mask))
-
-
-def _is_constant(mask: Tensor) -> bool:
-    return mask.dtype == torch.bfloat16 and not mask.requires_grad
+    constant = mask is None or (mask.dtype == torch.bfloat16 and not mask.requires_grad)
+    return alike and whole and dense and square and constant
 
 
 def _try() -> None:

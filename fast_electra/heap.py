@@ -1,7 +1,7 @@
 """What a training step on a CPU frees is kept for the next step.
 
 The C library gives every block of 32 MiB and more back to the system as soon as it is freed, and the top of its heap.
-The next step asks for the same memory again, and the system blanks it a page of 4 KiB at a time: a hundred thousand of
+The next step asks for the same memory again, and the system blanks it a page of 4 KiB at a time: 52 to 95 thousand of
 them for 8 x 512 tokens of `base` (LOG.md). Kept, a process holds what it held at its peak. Shapes are static in
 training, and the pieces fit; where they are not, pieces that fit nothing pile up (to twice the peak and more).
 """

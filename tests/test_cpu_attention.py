@@ -253,6 +253,12 @@ def test_no_process_trains_with_it_where_another_cannot(monkeypatch):
     assert cpu_attention.missing() == "another process of this run has none"
 
 
+@pytest.mark.parametrize("chosen", [{"attention": "sdpa"}, {"attention": "eager"}, {"model_type": "deberta-v2"}])
+def test_a_run_of_another_attention_does_not_build_it(chosen, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "missing", lambda: pytest.fail("built"))
+    parallel.agree_on_attention(EncoderConfig(**chosen), 512, torch.bfloat16)
+
+
 def test_another_torch_is_another_operator(monkeypatch):
     name = cpu_attention.operator_name()
     assert name == cpu_attention.operator_name()
