@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import cases, material, plain_rival
 from benchmarks.cases import Case
-from fast_electra import compilation, deepspeed_config, parallel, precision, setup_run
+from fast_electra import choices, compilation, deepspeed_config, parallel, precision, setup_run
 from fast_electra.batches import Batches, MaskedBatch, prefetch
 from fast_electra.config import Config
 from fast_electra.precompute import Precomputation, provenance_of
@@ -43,7 +43,7 @@ class Contestant:
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return setup_run.dtype_of(self.run.config)
+        return choices.dtype_of(self.run.config)
 
     @property
     def tokens_per_step(self) -> int:

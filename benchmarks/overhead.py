@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks import cases, contestant
 from benchmarks.contestant import Variant
-from fast_electra import compilation, deepspeed_config, optim, parallel, pretrain, setup_run
+from fast_electra import choices, compilation, deepspeed_config, optim, parallel, pretrain
 from fast_electra.encoder import attention_kernel, transformers_config
 from fast_electra.progress import Progress
 from fast_electra.setup_run import Run
@@ -39,7 +39,7 @@ class BareLoop:
     def __init__(self, run: Run) -> None:
         self.run, config = run, run.config
         shape = transformers_config(config.encoder, run.tokenizer)
-        device, dtype = parallel.device(), setup_run.dtype_of(config)
+        device, dtype = parallel.device(), choices.dtype_of(config)
         attention = attention_kernel(config.encoder, config.data.sequence_length, device, dtype)
         self.module: nn.Module = run.objective.module(shape, attention, dtype).to(device)
         if config.run.compile:

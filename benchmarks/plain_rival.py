@@ -32,7 +32,7 @@ from transformers import (
 
 from benchmarks import cases, costs
 from benchmarks.cases import Case
-from fast_electra import parallel, setup_run
+from fast_electra import choices, parallel
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
 from fast_electra.objectives import Objective
@@ -147,13 +147,13 @@ def module(shape: PreTrainedConfig, generator_shape: PreTrainedConfig) -> PlainJ
 
 def build(case: Case, config: Config, batches: Batches) -> Run:
     """The case ready for the clock; `config` has the shapes, the rows and the learning rate."""
-    config = setup_run.decided(config)
+    config = choices.decided(config)
     shape, generator_shape = cases.shapes(case, config)
     assert generator_shape is not None
     torch.manual_seed(config.seed)
     engine = PlainEngine(
         module(shape, generator_shape),
-        setup_run.dtype_of(config),
+        choices.dtype_of(config),
         config.run,
         config.optimizer.peak_learning_rate,
     )

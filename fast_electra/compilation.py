@@ -23,11 +23,17 @@ MOST_GRAPHS = 64  # of one function: first layers and others, with gradients and
 OVER_THE_VOCABULARY = ("cross_entropy", "sample")  # functions that a module of ours may hold as attributes
 
 
-def missing() -> str:
-    """What torch's compiler lacks here to build for a GPU, or nothing: Triton starts its kernels through code in C."""
-    if not has_triton():
+def missing(device: torch.device) -> str:
+    """What torch's compiler lacks here to build for this device, or nothing.
+
+    For a CPU it writes C++; Triton starts its kernels on a GPU through code in C.
+    """
+    if device.type == "cpu":
+        if not (os.environ.get("CXX") or shutil.which("g++")):
+            return "a C++ compiler"
+    elif not has_triton():
         return "Triton (or a GPU that it knows)"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+    elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "a C compiler"
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return "" if headers.is_file() else f"Python's headers ({headers})"

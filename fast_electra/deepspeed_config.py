@@ -129,7 +129,7 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
             "the DeepSpeed JSON cannot be used; change it, or start from one of ds_configs/:\n  "
             + "\n  ".join(malformed)
         )
-    assert config.run.dtype != "auto", "which the machine decides: setup_run.decided"
+    assert config.run.dtype != "auto", "which the machine decides: choices.decided"
     micro, optimizer = micro_batch_rows(config, num_processes), config.optimizer
     decided = {
         "train_batch_size": config.run.batch_rows,

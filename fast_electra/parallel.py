@@ -275,10 +275,8 @@ def training_engine(
     parts = compilation.parts(module, layers_alone=in_wholes) if compiled else []
     if parts and in_wholes:
         set_z3_leaf_modules(module, list({type(each) for each in parts}))
-    if device().type == "cpu" and settings.get("bf16", {}).get("enabled"):
-        within = {id(each) for part in parts for each in part.modules()}
-        exact_sums.install(each for each in module.modules() if id(each) not in within)
     if device().type == "cpu":
+        exact_sums.install(module, parts, bool(settings.get("bf16", {}).get("enabled")))
         heap.keep_freed()
     with buffers.kept(module, device()):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)

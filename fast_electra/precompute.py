@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fast_electra import failure, parallel, replacement_store, run_state, setup_run
+from fast_electra import choices, failure, parallel, replacement_store, run_state, setup_run
 from fast_electra.auxiliary import ASKED_ROWS, Auxiliary, weights_fingerprint
 from fast_electra.batches import Batches
 from fast_electra.config import Config
@@ -89,7 +89,7 @@ def precompute(config: Config, t_min: float, t_max: float, max_levels: int = 2**
     try:
         watchdog.begin("joining the other processes")
         parallel.start(patience_minutes(config.run.hang_minutes))
-        config = setup_run.decided(config)
+        config = choices.decided(config)
         if config.auxiliary_engine == "auto":  # the faster is a matter of the moment, and shards would differ by it
             config = replace(config, auxiliary_engine="plain")
         setup_run.on_rank_zero(lambda: _take(Path(config.output)))

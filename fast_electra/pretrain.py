@@ -21,7 +21,7 @@ import torch
 from fast_electra import (
     blimp,
     checkpoint,
-    compilation,
+    choices,
     deepspeed_config,
     failure,
     flops,
@@ -65,12 +65,11 @@ def _pretrain(config: Config, settings: dict[str, Any], watchdog: Watchdog) -> d
     """The same, watched."""
     watchdog.begin("joining the other processes")
     parallel.start(patience_minutes(config.run.hang_minutes))
-    asked, config = config.run.compile, setup_run.decided(config)
+    asked, config = config, choices.decided(config)
     deepspeed_config.fill(settings, config, parallel.world_size(), parallel.device().type == "cpu")
-    notes = [deepspeed_config.note_of_small_pieces(config, parallel.world_size())]
-    if asked == "auto" and parallel.device().type == "cuda" and not config.run.compile:
-        notes.append(f"nothing is compiled, which would be faster, for want of {compilation.missing()}")
-    for note in filter(None, notes if parallel.rank() == 0 else []):
+    small_pieces = deepspeed_config.note_of_small_pieces(config, parallel.world_size())
+    notes = (small_pieces, choices.note_of_compiling(asked, config))
+    for note in filter(None, notes if parallel.rank() == 0 else ()):
         print(f"note: {note}", flush=True)  # noqa: T201
     setup_run.on_rank_zero(lambda: run_folder.claim(config))
     watchdog.folder = str(Path(config.output).resolve())  # a conversion of a checkpoint works elsewhere

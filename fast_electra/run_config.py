@@ -47,9 +47,9 @@ class RunConfig:
     at the next step that is logged (0: never). The last `keep_checkpoints` stay, and of those at `save_every` the ones
     at multiples of `keep_every` steps (0: none). `stop_at_step` ends a start early, saved (0: no). `dtype` is bfloat16,
     float32, or auto: bfloat16 where the hardware multiplies it. `compile` sends the model through torch.compile, layer
-    by layer; auto does so on a GPU. `activation_checkpointing` keeps a layer's input alone and computes the rest again
-    in backward: memory for time. `blimp`, a folder of BLiMP files, adds its accuracy to evaluations, on `blimp_pairs`
-    of a paradigm (0: all).
+    by layer; auto does so on a GPU, and on a CPU for a long run (choices.py). `activation_checkpointing` keeps a
+    layer's input alone and computes the rest again in backward: memory for time. `blimp`, a folder of BLiMP files, adds
+    its accuracy to evaluations, on `blimp_pairs` of a paradigm (0: all).
 
     An update whose loss or gradient is not finite is never made; `on_nan` says whether the run then stops, after the
     next update or sooner, or leaves up to `max_skipped` of them out. A loss at the majority-class floor for

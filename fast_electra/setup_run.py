@@ -1,6 +1,5 @@
 """From a config to a run ready to train: corpora verified, the auxiliary model through its gate, the engine built."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from fast_electra import (
     auxiliary,
     auxiliary_engine,
     blimp,
-    compilation,
+    choices,
     deepspeed_config,
     documentation,
     flops,
@@ -26,7 +25,6 @@ from fast_electra import (
     objectives,
     optim,
     parallel,
-    precision,
     preemption,
     replay,
     run_flops,
@@ -77,21 +75,6 @@ class Run:
     def engines(self) -> list[parallel.Engine]:
         """The one or two engines that train."""
         return [self.engine] if self.generator is None else [self.engine, self.generator]
-
-
-def dtype_of(config: Config) -> torch.dtype:
-    """What the run's weights and activations are computed in."""
-    return precision.dtype(config.run.dtype, parallel.device().type == "cpu")
-
-
-def decided(config: Config) -> Config:
-    """The config with "auto" replaced by the first process's choices, so that all processes compute alike."""
-    run, can = config.run, parallel.device().type == "cuda" and not compilation.missing()
-    compiled = can if run.compile == "auto" else run.compile
-    dtype, compiled = parallel.from_rank_zero((precision.name(dtype_of(config)), compiled))
-    config = dataclasses.replace(config, run=dataclasses.replace(run, dtype=dtype, compile=compiled))
-    parallel.agree_on_attention(config.encoder, config.data.sequence_length, dtype_of(config))
-    return config
 
 
 def stop_if_preempted() -> None:
@@ -151,7 +134,7 @@ def _prepare_documentation(config: Config) -> None:
 
 def build(config: Config, settings: dict[str, Any], batches: Batches) -> Run:
     """The objective, its model (partitioned as it is made under ZeRO-3) and the engine around it."""
-    config = decided(config)
+    config = choices.decided(config)
     tokenizer = batches.corpora[0].tokenizer
     shape = transformers_config(config.encoder, tokenizer)
     objective, auxiliary_shape, facts = _objective(config, tokenizer, batches)
@@ -200,7 +183,7 @@ def _bound(facts: dict[str, Any]) -> dict[str, Any]:
 def _attention(config: Config) -> str:
     """The name of the attention that the trained models compute with."""
     length, separate = config.data.sequence_length, config.data.separate_documents
-    return attention_kernel(config.encoder, length, parallel.device(), dtype_of(config), separate)
+    return attention_kernel(config.encoder, length, parallel.device(), choices.dtype_of(config), separate)
 
 
 def _engine(
@@ -212,7 +195,7 @@ def _engine(
     """By filled settings, the engine around what `make` builds, with what it begins with in place, and its size."""
     torch.manual_seed(config.seed)
     with parallel.building(settings):
-        module = make(_attention(config), dtype_of(config))
+        module = make(_attention(config), choices.dtype_of(config))
     sharded_weights.begin(module, beginning)
     if config.run.activation_checkpointing:
         recompute_activations(module)
@@ -227,7 +210,7 @@ def _engine(
 def matrix_product_flops(config: Config) -> float:
     """FLOP/s of the fastest of some matrix products in each process, all of them at once: the sum over processes."""
     parallel.barrier()
-    mine = flops.measured_matmul_flops_per_second(parallel.device(), dtype_of(config), of=min)
+    mine = flops.measured_matmul_flops_per_second(parallel.device(), choices.dtype_of(config), of=min)
     return float(parallel.sum_over_processes(torch.tensor(mine, dtype=torch.float64, device=parallel.device())))
 
 
@@ -275,7 +258,7 @@ def open_auxiliary(
     config: Config, tokenizer: PreTrainedTokenizerBase, batches: Batches
 ) -> tuple[auxiliary.Auxiliary, PreTrainedModel, dict[str, Any]]:
     """The auxiliary model in its engine, the stock model in it, and what the gate, which it has passed, measured."""
-    length, dtype = config.data.sequence_length, dtype_of(config)
+    length, dtype = config.data.sequence_length, choices.dtype_of(config)
     model = in_turns(lambda: auxiliary.load(config.auxiliary, tokenizer, length, dtype))
     if config.data.separate_documents:
         separation.require_separable(model.config, f"the auxiliary model {config.auxiliary!r}")

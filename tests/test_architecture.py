@@ -15,7 +15,7 @@ _FLOW = """
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
     slurm preemption failure watchdog shared_memory heap injection broken_updates torchs_linear
     buffers parallel fetching sharded_weights stop_vote auxiliary_engine universal layout checkpoint export
-    setup_run precompute
+    choices setup_run precompute
     health progress pretrain status row_text
     layer_decay glue squad scores tasks task_head finetune finetune_runs
 """

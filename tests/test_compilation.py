@@ -13,7 +13,7 @@ from conftest import TINY, launch, metrics
 from torch._dynamo.utils import counters
 from transformers import BertConfig, BertForMaskedLM
 
-from fast_electra import compilation, parallel, pretrain, recipes, setup_run
+from fast_electra import parallel, pretrain, recipes, setup_run
 from fast_electra.progress import Progress
 from fast_electra.watchdog import Watchdog
 
@@ -47,34 +47,6 @@ def make_run(output, corpus, stage=1, objective="random", num_layers=2, auxiliar
     settings = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
     with patch.object(setup_run, "matrix_product_flops", lambda _: 1e12):  # no speed is measured here
         return setup_run.build(config, settings, setup_run.open_batches(config))
-
-
-@pytest.mark.parametrize(
-    ("compiler", "headers", "device", "asked", "compiled", "lacks"),
-    [
-        ("/usr/bin/gcc", True, "cuda", "auto", True, ""),
-        (None, True, "cuda", "auto", False, "a C compiler"),
-        ("/usr/bin/gcc", False, "cuda", "auto", False, "Python's headers"),
-        (None, True, "cuda", True, True, "a C compiler"),
-        ("/usr/bin/gcc", True, "cuda", False, False, ""),
-        ("/usr/bin/gcc", True, "cpu", "auto", False, ""),
-    ],
-)
-def test_auto_compiles_on_a_gpu_where_that_can_be_done(
-    compiler, headers, device, asked, compiled, lacks, tmp_path, monkeypatch
-):
-    parallel.start()
-    (tmp_path / "Python.h").touch() if headers else None
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(compilation, "has_triton", lambda: True)
-    monkeypatch.setattr(compilation.shutil, "which", lambda name: compiler)
-    monkeypatch.setattr(compilation.sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(parallel, "device", lambda: torch.device(device))
-    demo = recipes.get("demo")
-    config = replace(demo, run=replace(demo.run, compile=asked, dtype="float32"))
-    assert setup_run.decided(config).run.compile is compiled
-    assert compilation.missing().startswith(lacks)
-    assert bool(compilation.missing()) == bool(lacks)
 
 
 def graphs_by_moment(run):

@@ -23,6 +23,7 @@ from fast_electra import (
 from fast_electra.config import DataConfig
 
 TOKENS, WIDTH = 8192, 32
+WORDS = "embeddings.tok_embeddings"
 NAMES = ["electra", "bert", "roberta", "deberta-v2", "modernbert"]
 
 
@@ -56,6 +57,35 @@ def test_a_tables_gradients_do_not_either_and_padding_has_none():
     assert distance(table.grad, exact) < 0.003
 
 
+def test_compiled_code_adds_a_tables_rows_as_they_are_added_without_it_and_its_graph_is_whole():
+    """Left to itself it adds by atomic operations, in another order every time."""
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.norm = nn.Embedding(50, WIDTH, padding_idx=2), nn.LayerNorm(WIDTH)
+
+        def forward(self, ids):
+            return self.norm(self.table(ids))
+
+    ids, given = torch.randint(0, 50, (4, TOKENS // 4)), torch.randn(4, TOKENS // 4, WIDTH)
+    module = Words()
+    exact_sums.in_tables(module.modules())
+    found = []
+    for forward in (module, torch.compile(module, dynamic=False, fullgraph=True)):
+        module.zero_grad()
+        forward(ids).backward(given)
+        found.append(module.table.weight.grad)
+    # The norm's gradient reaches the table from code that rounds otherwise: what is equal is the sum, not its terms.
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    again = []
+    for _ in range(6):
+        module.zero_grad()
+        torch.compile(module, dynamic=False, fullgraph=True)(ids).backward(given)
+        again.append(module.table.weight.grad)
+    assert all(torch.equal(each, found[1]) for each in again)
+
+
 def test_outputs_and_the_gradients_of_inputs_are_the_stock_ones_to_the_bit():
     hidden, weight = torch.randn(64, WIDTH).bfloat16(), torch.randn(WIDTH).bfloat16()
     found = []
@@ -77,9 +107,9 @@ def test_in_float32_every_gradient_of_a_model_is_the_stock_one(name):
         torch.manual_seed(0)
         module = discriminator.ReplacedTokenDetection(discriminator.build(CONFIGS[name], "eager", torch.float32)).eval()
         if ours:
-            exact_sums.install(module.modules())
-            swapped = [each for each in module.modules() if isinstance(each.forward, partial)]
-            assert {type(each) for each in swapped} == {nn.LayerNorm, nn.Embedding}
+            exact_sums.in_norms(module.modules())
+            exact_sums.in_tables(module.modules())
+            assert {exact_sums._Norm, exact_sums._Table} <= {type(each) for each in module.modules()}
         module(tokens, labels)[0].backward()
         found.append({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
     assert found[0].keys() == found[1].keys()
@@ -90,7 +120,7 @@ def test_in_float32_every_gradient_of_a_model_is_the_stock_one(name):
 def test_the_delta_of_disentangled_embeddings_is_summed_so_too():
     table, delta = nn.Embedding(9, WIDTH), nn.Parameter(torch.zeros(9, WIDTH, dtype=torch.bfloat16))
     embedding = joint.DisentangledEmbedding(table.bfloat16(), delta)
-    exact_sums.install([embedding])
+    exact_sums.in_tables([embedding])
     given = torch.full((1, TOKENS, WIDTH), 1e-4, dtype=torch.bfloat16)
     embedding(torch.full((1, TOKENS), 3)).backward(given)
     assert distance(delta.grad[3], given.double().sum((0, 1))) < 0.003
@@ -99,12 +129,13 @@ def test_the_delta_of_disentangled_embeddings_is_summed_so_too():
 @pytest.mark.parametrize(
     ("dtype", "stage", "compiled", "swapped"),
     [
-        ("bfloat16", 1, False, {"embeddings.norm", "layers.0.mlp_norm", "final_norm", "head.norm"}),
-        ("bfloat16", 3, False, {"embeddings.norm", "layers.0.mlp_norm", "final_norm", "head.norm"}),
+        ("bfloat16", 1, False, {WORDS, "embeddings.norm", "layers.0.mlp_norm", "final_norm", "head.norm"}),
+        ("bfloat16", 3, False, {WORDS, "embeddings.norm", "layers.0.mlp_norm", "final_norm", "head.norm"}),
         ("float32", 1, False, set()),
-        # Compiled code adds in float32 by itself: what is left is what is not compiled.
-        ("bfloat16", 1, True, {"final_norm"}),
-        ("bfloat16", 3, True, {"embeddings.norm", "final_norm", "head.norm"}),
+        ("float32", 1, True, {WORDS}),
+        # Compiled code adds norms' in float32 by itself: what is left of them is what is not compiled.
+        ("bfloat16", 1, True, {WORDS, "final_norm"}),
+        ("bfloat16", 3, True, {WORDS, "embeddings.norm", "final_norm", "head.norm"}),
     ],
 )
 def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_corpus, tmp_path, monkeypatch):
@@ -128,8 +159,8 @@ def test_a_run_in_bf16_on_a_cpu_sums_so(dtype, stage, compiled, swapped, tiny_co
     objective, *_ = setup_run._objective(config, batches.corpora[0].tokenizer, batches)
     shape = setup_run.transformers_config(encoder, batches.corpora[0].tokenizer)
     setup_run._engine(config, settings, partial(objective.module, shape), setup_run.initial_weights.Beginning({}, {}))
-    norms = {name: each for name, each in made[0].named_modules() if isinstance(each, nn.LayerNorm)}
-    assert len(norms) == 4
-    own = {name for name, each in norms.items() if isinstance(each.forward, partial)}
+    known = {name: each for name, each in made[0].named_modules() if isinstance(each, nn.LayerNorm | nn.Embedding)}
+    assert len(known) == 4 + 1
+    own = {name for name, each in known.items() if isinstance(each, exact_sums._Norm | exact_sums._Table)}
     found = {name.removeprefix("model.").removeprefix("model.") for name in own}
     assert found == swapped

@@ -246,6 +246,22 @@ def test_compiled_layers_train_the_same(reference, tiny_corpus, auxiliary, tmp_p
     assert losses(tmp_path / "run") == pytest.approx(losses(reference)[:2], rel=5e-3)
 
 
+@pytest.mark.slow
+def test_compiled_too_stop_and_resume_equals_never_stopped_bit_for_bit(tiny_corpus, auxiliary, tmp_path):
+    """On all cores, whose atomic additions would come in any order; in float32, where no rounding hides it."""
+    settings = tmp_path / "zero1.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+    how = (f"--deepspeed={settings}", "--run.compile=true", "--run.dtype=float32", "--encoder.hidden_size=128")
+    found = []
+    for stops in ((), (3, 6)):
+        output = tmp_path / f"stopped at {stops}"
+        for step in (*stops, 0):
+            run(output, tiny_corpus, auxiliary, *how, f"--run.stop_at_step={step}")
+        found.append((losses(output), weights(output)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(weight, found[1][1][name]) for name, weight in found[0][1].items())
+
+
 def refused(*arguments, **options):
     done = launch(*arguments, check=False, **options)
     assert done.returncode != 0
