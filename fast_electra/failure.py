@@ -5,8 +5,8 @@
 2    refused input, or a disk, folder, memory or another process that failed
 3    the numbers have gone wrong
 4    no progress for run.hang_minutes
-75   told to stop by SIGTERM or SIGUSR1: nothing that was done is lost, the same command goes on
-130  interrupted (Ctrl-C)
+75   told to stop by SIGTERM, SIGUSR1 or Ctrl-C in training: nothing that was done is lost, the same command goes on
+130  interrupted (any other Ctrl-C)
 
 `deepspeed` passes on the first status of a process that is not 0, and 247 for one that was killed (SIGKILL).
 """

@@ -2,8 +2,9 @@
 
 The handler only takes note; the loop asks after each step. A start-up has nothing to save yet: inside `at_once` the
 signal raises `Preempted` where it arrives. Further signals are ignored from the first one on, to the process's end, so
-that a scheduler may send as many as it likes. Nothing here is heavier than psutil, so that a launcher installs the
-handlers before its seconds of imports.
+that a scheduler may send as many as it likes. Ctrl-C is taken note of where steps would be lost, inside `ctrl_c_saves`,
+and is Python's own elsewhere and when it comes again: who sits before a run can tell it to end at once. Nothing here is
+heavier than psutil, so that a launcher installs the handlers before its seconds of imports.
 
 `deepspeed` is two processes above those that train, and a signal to the first ends that one alone. Its end, and that of
 the second however it came, is therefore taken for a signal too: no process goes on without its launcher.
@@ -32,10 +33,13 @@ class Preempted(SystemExit):
 
 _requested = False
 _raises = False
+_installed = False
 
 
 def install() -> None:
     """From here on the signals are noted. Forked children get the default back: pools end theirs with SIGTERM."""
+    global _installed
+    _installed = True
     for each in SIGNALS:
         signal.signal(each, _note)
     os.register_at_fork(after_in_child=_forget)
@@ -59,6 +63,19 @@ def at_once() -> Iterator[None]:
         yield
     finally:
         _raises = False
+
+
+@contextmanager
+def ctrl_c_saves() -> Iterator[None]:
+    """Inside, the first SIGINT is one of the signals; without `install`, as in a notebook, it is left as it is."""
+    if not _installed:
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, _note_ctrl_c)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _launcher() -> tuple[int, int]:
@@ -85,8 +102,18 @@ def _note(_number: int, _frame: FrameType | None) -> None:
         raise Preempted
 
 
+def _note_ctrl_c(_number: int, _frame: FrameType | None) -> None:
+    global _requested
+    _requested = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"\nstopping: the step is finished and saved first; Ctrl-C once more ends at once, without\n")
+
+
 def _forget() -> None:
-    global _requested, _raises
-    _requested = _raises = False
+    global _requested, _raises, _installed
+    _requested = _raises = _installed = False
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is _note_ctrl_c:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -138,7 +138,7 @@ def train(run: Run, progress: Progress) -> bool:
     vote, preempted, saved = StopVote(patience_minutes(config.run.hang_minutes)), False, run.position
     forget_start_up()
     progress.watchdog.begin("starting to train", LONG)
-    with closing(ahead) as batches:  # its threads end with the loop, however that ends
+    with closing(ahead) as batches, preemption.ctrl_c_saves():  # its threads end with the loop, however that ends
         while run.position.step < end and not preempted:
             step = run.position.step
             torch.manual_seed(int(bits(config.seed, Stream.STEP, step, parallel.rank())[0] >> 1))

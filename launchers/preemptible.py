@@ -4,7 +4,7 @@ python launchers/preemptible.py deepspeed --num_gpus 8 launchers/pretrain.py --r
 
 For containers, as their first process, and service managers (systemd: KillMode=mixed). `deepspeed`, sent a signal, ends
 at once or kills the processes that train after 30 s; this hands SIGTERM and SIGUSR1 to them alone, once they are ready
-for it, and waits for their end: 75 when all was saved.
+for it, and waits for their end: 75 when all was saved. Ctrl-C is handed on as SIGTERM, and ends all if repeated.
 """
 
 import os
@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -39,11 +41,18 @@ def hand_on(number: int, above: psutil.Process, told: set[int]) -> None:
                 told.add(process.pid)
 
 
+def ctrl_c(signals: list[int], _number: int, _frame: FrameType | None) -> None:
+    """One more of the signals the first time, KeyboardInterrupt when it comes again."""
+    signals.append(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(command: list[str]) -> int:
     """Run the command; returns its status, or as a shell does 128 + the number of the signal that ended it."""
     signals: list[int] = []
     for each in SIGNALS:
         signal.signal(each, lambda number, _frame: signals.append(number))
+    signal.signal(signal.SIGINT, partial(ctrl_c, signals))
     told = set[int]()
     try:
         process = subprocess.Popen(command, start_new_session=True)

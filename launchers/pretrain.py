@@ -3,8 +3,9 @@
 deepspeed launchers/pretrain.py --deepspeed ds_configs/zero3.json [--recipe NAME] [--corpus FOLDER] [--auxiliary MODEL]
 
 Exit status: 0 done (or stopped at run.stop_at_step), 2 refused input, 3 the numbers have gone wrong, 4 no progress for
-run.hang_minutes, 75 told to stop by SIGTERM or SIGUSR1: the step was finished and saved, and the same command goes on
-from there, 130 interrupted. WHEN_SOMETHING_GOES_WRONG.md has the whole list.
+run.hang_minutes, 75 told to stop by SIGTERM, SIGUSR1 or Ctrl-C: the step was finished and saved, and the same command
+goes on from there, 130 interrupted before it trained, or by a second Ctrl-C. WHEN_SOMETHING_GOES_WRONG.md has the whole
+list.
 """
 
 import os

@@ -52,7 +52,7 @@ def test_a_signal_at_any_rank_stops_all_at_the_same_step_and_nothing_is_lost(
     output, log = tmp_path / "run", tmp_path / "log"
     arguments = [*LONG, f"--corpus={tiny_corpus}", f"--output={output}"]
     with launched(*arguments, num_processes=2, log=log) as process:
-        wait_for(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 5, process)
+        wait_for(lambda: in_training(output), process)
         second = next(each for each in ranks(process) if each.environ()["RANK"] == "1")
         second.send_signal(number)
         second.send_signal(signal.SIGTERM)
@@ -65,6 +65,28 @@ def test_a_signal_at_any_rank_stops_all_at_the_same_step_and_nothing_is_lost(
     assert same(output, reference)
     evaluations = [row for row in metrics(reference) if "held_out" in row]
     assert [row for row in metrics(output) if "held_out" in row] == evaluations
+
+
+def in_training(output):
+    return (output / "metrics.jsonl").exists() and len(metrics(output)) > 5
+
+
+def test_ctrl_c_saves(reference, tiny_corpus, tmp_path):
+    """As a terminal sends it: to all processes of the group, of which deepspeed's first ends at once."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    arguments = [*LONG, f"--corpus={tiny_corpus}", f"--output={output}"]
+    with launched(*arguments, num_processes=2, log=log) as process:
+        wait_for(lambda: in_training(output), process)
+        training = ranks(process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert not psutil.wait_procs(training, timeout=60)[1], log.read_text()
+    assert log.read_text().count("Ctrl-C once more ends at once") == 1, log.read_text()
+    (saved,) = (output / "checkpoints").glob("step-*")
+    step = json.loads((saved / "manifest.json").read_text())["step"]
+    assert f"stopped at step {step}; the same command goes on" in log.read_text()
+    assert not leftovers(output)
+    launch(*arguments, num_processes=2)
+    assert same(output, reference)
 
 
 def moments(output):
@@ -102,21 +124,28 @@ def test_a_signal_at_any_moment_leaves_nothing_half_written(tiny_corpus, tmp_pat
     assert same(output / "auxiliary", tmp_path / "whole" / "auxiliary")
 
 
-@pytest.mark.parametrize("moment", ["training", pytest.param("starting", marks=pytest.mark.survive)])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("training", signal.SIGTERM),
+        pytest.param("starting", signal.SIGTERM, marks=pytest.mark.survive),
+        pytest.param("training", signal.SIGINT, marks=pytest.mark.survive),
+    ],
+)
 def test_a_signal_to_the_command_that_a_container_starts_reaches_those_that_train_alone(
-    moment, tiny_corpus, tmp_path, record_property
+    moment, number, tiny_corpus, tmp_path, record_property
 ):
-    record_property("tried", f"launchers/preemptible.py with 2 processes: SIGTERM while {moment}")
+    record_property("tried", f"launchers/preemptible.py with 2 processes: {number.name} while {moment}")
     output, log = tmp_path / "run", tmp_path / "log"
     arguments = [*LONG, f"--corpus={tiny_corpus}", f"--output={output}"]
     inside = ["env", "RANK=0", "WORLD_SIZE=1"]  # as some containers are started
     command = [*inside, sys.executable, "launchers/preemptible.py", *launch_command(*arguments, num_processes=2)]
     with log.open("w") as said, start(command, stdout=said, stderr=said) as process:
         if moment == "training":
-            wait_for(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 5, process)
+            wait_for(lambda: in_training(output), process)
         else:
             wait_for(log.read_text, process)  # of deepspeed's first process
-        process.terminate()
+        process.send_signal(number)
         assert process.wait(timeout=120) == preemption.EXIT_STATUS, log.read_text()
     assert "Traceback" not in log.read_text()
     assert "the same command goes on" in log.read_text()
@@ -150,6 +179,46 @@ def test_further_signals_are_ignored_to_the_end():
         [sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (75, "cleaned up\n"), done.stderr
+
+
+CTRL_C = """
+import os, signal, sys
+from fast_electra import preemption
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def ends(action):
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+with preemption.ctrl_c_saves():
+    assert ends(press) and not preemption.requested(), "not installed: a notebook's own"
+preemption.install()
+assert ends(press) and not preemption.requested(), "a start-up has nothing to save"
+with preemption.ctrl_c_saves():
+    assert not ends(press) and preemption.requested()
+    child = os.fork()
+    if child == 0:
+        sys.exit(0 if ends(press) else 1)
+    assert os.waitpid(child, 0)[1] == 0, "a forked child's is Python's"
+    assert ends(press), "once more ends at once"
+assert ends(press)
+"""
+
+
+def test_ctrl_c_is_noted_once_and_only_where_there_is_something_to_save():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (
+        done.stderr.strip() == "stopping: the step is finished and saved first; Ctrl-C once more ends at once, without"
+    )
 
 
 AT_ONCE = """
