@@ -4,7 +4,7 @@
 corpus: the share of masked positions whose most likely token agrees, and the mean distance of the log-probabilities of
 the tokens that were there. `compiled` is the plain engine through torch.compile, and the drawing of samples with it;
 `injected` DeepSpeed's own kernels (injection.py). One that cannot be built, or disagrees, is left out, and the run says
-why. On a CPU `auto` means `plain`: kernels are for GPUs alone, and compiling takes longer there than a start may.
+why. On a CPU `auto` means `plain` unless what trains is compiled: a shorter run would not earn the seconds of a trial.
 Engines round differently, so that a resumed run takes the engine that it began with.
 
 `auto` leaves `injected` out: on the GPU where it ran it took twice the plain engine's time, after a minute of building,
@@ -62,6 +62,8 @@ def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dt
     wanted = began_with if config.auxiliary_engine == "auto" else config.auxiliary_engine
     asked = (config.run.micro_batch_rows, ASKED_ROWS)
     device, masked = parallel.device(), config.data.num_masked
+    if wanted == "auto" and device.type == "cpu" and not config.run.compile:
+        wanted = "plain"
     together = [rows_at_once(rows, masked, batches.vocab_size, device.type) for rows in asked]
     batch = batches.training(0, max(together)).to(device)
     choice = choose(module, batch, mask_id, dtype, wanted)
@@ -81,7 +83,7 @@ def choose(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtyp
 
     All processes take the first one's choice. Raises ValueError when the one named cannot serve.
     """
-    if not _is_tried(wanted, batch.input_ids.device):
+    if wanted == "plain":
         return Choice(parallel.inference_engine(module, dtype), "plain")
     others = _builders(module, batch, dtype)
     names = set(others) - {_NAMED_ONLY} if wanted == "auto" else {wanted}
@@ -93,11 +95,6 @@ def choose(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtyp
     fastest = min(serving, key=lambda name: serving[name]) if wanted == "auto" else wanted
     name = str(parallel.from_rank_zero(fastest))
     return Choice(built[name], name, trials)
-
-
-def _is_tried(wanted: str, device: torch.device) -> bool:
-    """Whether any engine beside the plain one is."""
-    return wanted != "plain" and not (wanted == "auto" and device.type == "cpu")
 
 
 def _builders(module: MaskedLM, batch: MaskedBatch, dtype: torch.dtype) -> dict[str, Callable[[], nn.Module]]:

@@ -191,18 +191,11 @@ def test_auto_takes_the_fastest_that_serves(operator, monkeypatch):
     )
     seconds = {each.name: each.seconds for each in auxiliary_engine.compare(module, batch_of(), MASK, torch.float32)}
     assert seconds == {"plain": 2.0, "slow": 3.0, "fast": 1.0, "injected": 2.0}
-    monkeypatch.setattr(auxiliary_engine, "_is_tried", lambda *_: True)
     choice = auxiliary_engine.choose(module, batch_of(), MASK, torch.float32)
     assert (choice.name, choice.engine) == ("fast", fast)
     assert [each.name for each in choice.trials] == ["plain", "slow", "fast"], (
         "unproven kernels are tried by name alone"
     )
-
-
-def test_auto_on_a_cpu_is_plain_and_tries_nothing(operator):
-    operator(None)
-    choice = auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32)
-    assert (choice.name, choice.trials) == ("plain", ())
 
 
 @pytest.mark.parametrize("name", ["plain", "other"])
@@ -217,10 +210,19 @@ def test_no_engine_computes_with_the_linear_layer_that_zero_leaves_behind(name, 
 
 
 @pytest.mark.parametrize(
-    ("asked", "began_with", "taken"),
-    [("auto", None, "auto"), ("auto", "compiled", "compiled"), ("plain", None, "plain")],
+    ("asked", "compiles", "began_with", "taken"),
+    [
+        ("auto", False, None, "plain"),
+        ("auto", True, None, "auto"),
+        ("auto", False, "compiled", "compiled"),
+        ("auto", True, "plain", "plain"),
+        ("plain", True, None, "plain"),
+        ("compiled", False, None, "compiled"),
+    ],
 )
-def test_a_resumed_run_takes_the_engine_that_it_began_with(asked, began_with, taken, operator, tmp_path, monkeypatch):
+def test_on_a_cpu_auto_tries_engines_where_what_trains_is_compiled_and_a_resumed_run_keeps_its_own(
+    asked, compiles, began_with, taken, operator, tmp_path, monkeypatch
+):
     if began_with:
         run_folder.bind(str(tmp_path), {"auxiliary_engine": began_with})
     wanted = []
@@ -228,7 +230,9 @@ def test_a_resumed_run_takes_the_engine_that_it_began_with(asked, began_with, ta
         auxiliary_engine, "choose", lambda *args: wanted.append(args[-1]) or Choice(torch.nn.Identity(), "")
     )
     batches = SimpleNamespace(vocab_size=WORDS, training=lambda first, count: batch_of(min(count, 8)))
-    config = replace(recipes.get("demo"), output=str(tmp_path), auxiliary_engine=asked)
+    demo = recipes.get("demo")
+    run = replace(demo.run, compile=compiles)
+    config = replace(demo, output=str(tmp_path), auxiliary_engine=asked, run=run)
     auxiliary_engine.for_run(masked_lm("bert"), batches, MASK, config, torch.float32)
     assert wanted == [taken]
 
