@@ -57,7 +57,7 @@ def measure(case: Case) -> list[Row]:
             "agreement": trial.agreement,
             "distance": trial.distance,
             "refused": trial.refused,
-            "n": 5,
+            "n": auxiliary_engine.TURNS,
             "formula": FORMULA,
         }
         for trial in auxiliary_engine.compare(module, batch, mask_id, dtype)

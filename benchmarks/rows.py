@@ -25,7 +25,18 @@ _MODELS = tuple(f"fast_electra/{name}.py" for name in ("auxiliary", "discriminat
 _PATH = tuple(
     f"fast_electra/{name}.py"
     for name in (
-        *("batches", "decoupled", "deepspeed_config", "flops", "masking", "metrics", "model_flops", "optim"),
+        *(
+            "batches",
+            "choices",
+            "decoupled",
+            "deepspeed_config",
+            "exact_sums",
+            "flops",
+            "masking",
+            "metrics",
+            "model_flops",
+            "optim",
+        ),
         *("heap", "parallel", "pretrain", "randomness", "run_flops", "setup_run", "statistic", "temperature"),
         "torchs_linear",
     )

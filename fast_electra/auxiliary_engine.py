@@ -14,20 +14,20 @@ and a kernel that reads where it must not ends the process that tries it.
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from fast_electra import injection, parallel, run_folder, torchs_linear
+from fast_electra import injection, parallel, preemption, run_folder, torchs_linear
 from fast_electra.auxiliary import ASKED_ROWS, MaskedLM, mask_out, rows_at_once
 from fast_electra.batches import Batches, MaskedBatch
 from fast_electra.config import Config
 
 LEAST_AGREEMENT, MOST_DISTANCE = 0.98, 0.05
 _NAMED_ONLY = "injected"
-_TURNS = 5
+TURNS = 7
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,15 @@ def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dt
         wanted = "plain"
     together = [rows_at_once(rows, masked, batches.vocab_size, device.type) for rows in asked]
     batch = batches.training(0, max(together)).to(device)
-    choice = choose(module, batch, mask_id, dtype, wanted)
+    try:
+        choice = choose(module, batch, mask_id, dtype, wanted)
+    except ValueError as error:
+        if began_with == "auto" or wanted != began_with:
+            raise
+        raise ValueError(
+            f"the run began with its auxiliary model on the {began_with} engine, which this machine has not ({error}); "
+            "engines round differently: go on where it can be had, or begin anew with another --output"
+        ) from error
     if parallel.rank() == 0:
         for each in choice.trials:
             print(f"engine of the auxiliary model: {each}", flush=True)  # noqa: T201
@@ -119,13 +127,15 @@ def _tried(
     inputs = (mask_out(batch, mask_id), batch.positions, batch.position_ids)
     expected = _log_probabilities(plain, inputs)
     built: dict[str, nn.Module] = {"plain": plain}
-    trials = [Trial("plain", seconds=_seconds(plain, inputs))]
+    trials = [Trial("plain")]
     for name, build in others.items():
         trial = _try(name, build, inputs, expected, batch, built)
         if parallel.anywhere(bool(trial.refused)) and not trial.refused:
             trial = Trial(name, refused="it cannot serve on another process")
         trials.append(trial)
-    return built, tuple(trials)
+    seconds = _seconds_in_turn(built, inputs)
+    timed = tuple(replace(each, seconds=seconds.get(each.name, 0.0)) for each in trials)
+    return {each.name: built[each.name] for each in timed if not each.refused}, timed
 
 
 def _try(
@@ -136,20 +146,23 @@ def _try(
     batch: MaskedBatch,
     built: dict[str, nn.Module],
 ) -> Trial:
-    """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one."""
+    """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one; its seconds come later."""
     try:
         engine = torchs_linear.kept(build())
-        got, seconds = _log_probabilities(engine, inputs), _seconds(engine, inputs)
+        got = _log_probabilities(engine, inputs)
     except (ValueError, RuntimeError) as error:
+        if preemption.requested():  # a signal to all of a group ends a compiler too
+            raise preemption.Preempted from error
         return Trial(name, refused=str(error).split("\n")[0])
+    built[name] = engine
     agreement = float((got.argmax(-1) == expected.argmax(-1)).double().mean())
     target = batch.input_ids.gather(1, batch.positions).unsqueeze(-1)
     distance = float((got - expected).gather(-1, target).abs().mean())
+    told = ""
     if not (agreement >= LEAST_AGREEMENT and distance <= MOST_DISTANCE):
         told = f"{agreement:.2%} of its most likely tokens agree, its log-probabilities are {distance:.4f} away"
-        return Trial(name, agreement, distance, seconds, f"{told}: not what the plain engine gives")
-    built[name] = engine
-    return Trial(name, agreement, distance, seconds)
+        told += ": not what the plain engine gives"
+    return Trial(name, agreement, distance, refused=told)
 
 
 @torch.no_grad()
@@ -158,11 +171,15 @@ def _log_probabilities(engine: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def _seconds(engine: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """The median over some forward passes."""
-    seconds = []
-    for _ in range(_TURNS):
-        start = time.perf_counter()
-        float(engine(*inputs)[0, 0, 0])  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
+def _seconds_in_turn(engines: dict[str, nn.Module], inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """The median of plain's forward passes and, of each other engine, what its passes took of the plain ones beside
+    them, in the median: what slows a machine down slows all of a turn."""
+    turns: list[dict[str, float]] = []
+    for _ in range(TURNS):
+        turns.append({})
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            float(engine(*inputs)[0, 0, 0])  # waits for the device
+            turns[-1][name] = time.perf_counter() - start
+    usual = median(turn["plain"] for turn in turns)
+    return {name: usual * median(turn[name] / turn["plain"] for turn in turns) for name in engines}

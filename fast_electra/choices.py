@@ -1,4 +1,7 @@
-"""What a config leaves to the machine ("auto"), settled by the first process so that all of them compute alike."""
+"""What a config leaves to the machine ("auto"), settled by the first process so that all of them compute alike.
+
+A run that trains its auxiliary model first decides for both: it asks once, by its own plan.
+"""
 
 import dataclasses
 
@@ -31,9 +34,7 @@ def decided(config: Config) -> Config:
 def note_of_compiling(asked: Config, config: Config) -> str:
     """What the first process should say of a run that `asked` and was `decided` upon, or nothing."""
     if config.run.compile:
-        return (
-            "what trains is compiled: the first update and evaluation take up to a minute longer, once on this machine"
-        )
+        return "what trains is compiled: the first update and evaluation take up to a minute longer, at the first start"
     if asked.run.compile != "auto" or not is_worth_compiling(config):
         return ""
     return f"nothing is compiled, which would be faster, for want of {compilation.missing(parallel.device())}"

@@ -121,6 +121,9 @@ def noted(folder: str, way_out: WayOut = TRAINING) -> Iterator[None]:
         run_state.end(folder, run_state.PREEMPTED)
         raise
     except BaseException as error:
+        if preemption.requested() and is_not_compiled(error):  # a signal to all of a group ends the compiler too
+            run_state.end(folder, run_state.PREEMPTED)
+            raise preemption.Preempted from error
         run_state.end(folder, run_state.FAILED, describe(error, way_out))
         run_state.release(folder)
         raise

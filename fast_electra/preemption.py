@@ -12,10 +12,11 @@ the second however it came, is therefore taken for a signal too: no process goes
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
@@ -67,8 +68,12 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_saves() -> Iterator[None]:
-    """Inside, the first SIGINT is one of the signals; without `install`, as in a notebook, it is left as it is."""
-    if not _installed:
+    """Inside, the first SIGINT is one of the signals.
+
+    It is left as it is without `install`, as in a notebook, and where somebody has said what becomes of it, as a shell
+    does for what it runs in the background.
+    """
+    if not _installed or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     usual = signal.signal(signal.SIGINT, _note_ctrl_c)
@@ -107,7 +112,14 @@ def _note_ctrl_c(_number: int, _frame: FrameType | None) -> None:
     _requested = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, b"\nstopping: the step is finished and saved first; Ctrl-C once more ends at once, without\n")
+        by_deepspeed = "in the background, for which its launcher gives it 30 s"
+        then = by_deepspeed if "CROSS_RANK" in os.environ else "Ctrl-C once more ends at once, without"
+        with suppress(OSError):
+            os.write(2, f"\nstopping: the step is finished and saved first; {then}\n".encode())
+    for stream in (1, 2):  # a program that reads them, such as `tee`, has had the signal too and ends
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(stream).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _forget() -> None:

@@ -4,7 +4,7 @@ python launchers/preemptible.py deepspeed --num_gpus 8 launchers/pretrain.py --r
 
 For containers, as their first process, and service managers (systemd: KillMode=mixed). `deepspeed`, sent a signal, ends
 at once or kills the processes that train after 30 s; this hands SIGTERM and SIGUSR1 to them alone, once they are ready
-for it, and waits for their end: 75 when all was saved. Ctrl-C is handed on as SIGTERM, and ends all if repeated.
+for it, and waits for their end: 75 when all was saved. Ctrl-C is handed on too, and ends all at once if repeated.
 """
 
 import os
@@ -41,9 +41,9 @@ def hand_on(number: int, above: psutil.Process, told: set[int]) -> None:
                 told.add(process.pid)
 
 
-def ctrl_c(signals: list[int], _number: int, _frame: FrameType | None) -> None:
+def ctrl_c(signals: list[int], number: int, _frame: FrameType | None) -> None:
     """One more of the signals the first time, KeyboardInterrupt when it comes again."""
-    signals.append(signal.SIGTERM)
+    signals.append(number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -52,23 +52,25 @@ def main(command: list[str]) -> int:
     signals: list[int] = []
     for each in SIGNALS:
         signal.signal(each, lambda number, _frame: signals.append(number))
-    signal.signal(signal.SIGINT, partial(ctrl_c, signals))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell has its background jobs ignore it
+        signal.signal(signal.SIGINT, partial(ctrl_c, signals))
     told = set[int]()
     try:
         process = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
         print(f"error: {command[0]!r} cannot be started: {error.strerror}; give the whole command", file=sys.stderr)
         return 2
+    status = None
     try:
-        while True:
+        while status is None:
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(_LOOK_SECONDS)
-                return status if status >= 0 else 128 - status
-            if signals:
+            if signals and status is None:
                 hand_on(signals[0], psutil.Process(process.pid), told)
     except KeyboardInterrupt:
         os.killpg(process.pid, signal.SIGINT)
-        return process.wait()
+        status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

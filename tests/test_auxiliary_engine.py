@@ -11,7 +11,7 @@ from deepspeed.ops.transformer.inference.op_binding.base import BaseOp
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from fast_electra import auxiliary_engine, injection, parallel, recipes, run_folder
+from fast_electra import auxiliary_engine, injection, parallel, preemption, recipes, run_folder
 from fast_electra.auxiliary import MaskedLM
 from fast_electra.auxiliary_engine import Choice
 from fast_electra.batches import MaskedBatch
@@ -163,6 +163,38 @@ def test_kernels_that_compute_something_else_are_not_taken(operator):
         auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32, "injected")
 
 
+def test_an_engine_that_a_signal_ended_in_its_making_is_not_refused(operator, monkeypatch):
+    """The choice is kept for good, and a compiler is in the process group that a terminal's signal reaches."""
+
+    def ended():
+        raise RuntimeError("CppCompileError: C++ compile error")
+
+    operator(None)
+    monkeypatch.setattr(auxiliary_engine, "_builders", lambda *_: {"compiled": ended})
+    assert auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32).name == "plain"
+    monkeypatch.setattr(preemption, "_requested", True)
+    with pytest.raises(preemption.Preempted):
+        auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32)
+
+
+def test_a_run_says_what_it_began_with_where_that_cannot_be_had(operator, tmp_path, monkeypatch):
+    def absent(*_):
+        raise ValueError("no C++ compiler")
+
+    operator(None)
+    run_folder.bind(str(tmp_path), {"auxiliary_engine": "compiled"})
+    monkeypatch.setattr(auxiliary_engine, "choose", absent)
+    batches = SimpleNamespace(vocab_size=WORDS, training=lambda first, count: batch_of(min(count, 8)))
+    config = replace(recipes.get("demo"), output=str(tmp_path))
+    said = "the run began with its auxiliary model on the compiled engine, which this machine has not"
+    with pytest.raises(ValueError, match=rf"{said} \(no C\+\+ compiler\)"):
+        auxiliary_engine.for_run(masked_lm("bert"), batches, MASK, config, torch.float32)
+    with pytest.raises(ValueError, match=r"^no C\+\+ compiler$"):
+        auxiliary_engine.for_run(
+            masked_lm("bert"), batches, MASK, replace(config, output=str(tmp_path / "new")), torch.float32
+        )
+
+
 def test_kernels_that_cannot_be_built_are_not_taken(operator):
     operator(None)  # DeepSpeed then builds its own, which it has not for a CPU
     with pytest.raises(ValueError, match="DeepSpeed could not load its kernels"):
@@ -186,16 +218,35 @@ def test_auto_takes_the_fastest_that_serves(operator, monkeypatch):
     module, slow, fast = masked_lm("bert"), masked_lm("bert"), masked_lm("bert")
     made = {"slow": lambda: slow, "fast": lambda: fast, "injected": lambda: inject(module)}
     monkeypatch.setattr(auxiliary_engine, "_builders", lambda *_: made)
+    of_each = {"plain": 2.0, "slow": 3.0, "fast": 1.0, "injected": 2.0}
     monkeypatch.setattr(
-        auxiliary_engine, "_seconds", lambda engine, _: 1.0 if engine is fast else 3.0 if engine is slow else 2.0
+        auxiliary_engine, "_seconds_in_turn", lambda engines, _: {name: of_each[name] for name in engines}
     )
     seconds = {each.name: each.seconds for each in auxiliary_engine.compare(module, batch_of(), MASK, torch.float32)}
-    assert seconds == {"plain": 2.0, "slow": 3.0, "fast": 1.0, "injected": 2.0}
+    assert seconds == of_each
     choice = auxiliary_engine.choose(module, batch_of(), MASK, torch.float32)
     assert (choice.name, choice.engine) == ("fast", fast)
     assert [each.name for each in choice.trials] == ["plain", "slow", "fast"], (
         "unproven kernels are tried by name alone"
     )
+
+
+def test_what_slows_a_machine_down_slows_all_engines(monkeypatch):
+    """Timed one after the other, the quicker of two would be taken for the slower one."""
+    clock, passes = [0.0], []
+    monkeypatch.setattr(auxiliary_engine.time, "perf_counter", lambda: clock[0])
+
+    def engine(seconds):
+        def forward(inputs):
+            passes.append(seconds)
+            clock[0] += seconds * (5.0 if len(passes) > auxiliary_engine.TURNS else 1.0)  # slower from the middle on
+            return inputs
+
+        return forward
+
+    found = auxiliary_engine._seconds_in_turn({"plain": engine(2.0), "fast": engine(1.0)}, (torch.zeros(1, 1, 1),))
+    assert len(passes) == 2 * auxiliary_engine.TURNS
+    assert found["fast"] < found["plain"]
 
 
 @pytest.mark.parametrize("name", ["plain", "other"])

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, clean_environment
 from torch._dynamo.exc import InternalTorchDynamoError
 
-from fast_electra import failure, preemption
+from fast_electra import failure, preemption, run_state
 from fast_electra.divergence import DivergedError
 
 CASES = {
@@ -85,6 +85,15 @@ def test_a_defect_keeps_its_traceback():
     done = ended("{}['key']")
     assert done.returncode == 1
     assert "KeyError: 'key'" in done.stderr
+
+
+@pytest.mark.parametrize(("told", "ends_by"), [(True, preemption.Preempted), (False, InternalTorchDynamoError)])
+def test_a_compiler_that_a_signal_to_all_of_a_group_ended_is_that_signals_doing(told, ends_by, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "_requested", told)
+    run_state.take(str(tmp_path))
+    with pytest.raises(ends_by), failure.noted(str(tmp_path)):
+        raise InternalTorchDynamoError("CppCompileError: C++ compile error")
+    assert run_state.read(str(tmp_path)).get("state") == (run_state.PREEMPTED if told else None)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, preemption.Preempted])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -80,7 +81,7 @@ def test_ctrl_c_saves(reference, tiny_corpus, tmp_path):
         training = ranks(process)
         os.killpg(process.pid, signal.SIGINT)
         assert not psutil.wait_procs(training, timeout=60)[1], log.read_text()
-    assert log.read_text().count("Ctrl-C once more ends at once") == 1, log.read_text()
+    assert log.read_text().count("in the background, for which its launcher gives it 30 s") == 1, log.read_text()
     (saved,) = (output / "checkpoints").glob("step-*")
     step = json.loads((saved / "manifest.json").read_text())["step"]
     assert f"stopped at step {step}; the same command goes on" in log.read_text()
@@ -152,6 +153,26 @@ def test_a_signal_to_the_command_that_a_container_starts_reaches_those_that_trai
     assert len(list((output / "checkpoints").glob("step-*"))) == (moment == "training")
 
 
+@pytest.mark.survive
+def test_ctrl_c_twice_ends_all_below_the_command_that_a_container_starts(tiny_corpus, tmp_path, record_property):
+    record_property("tried", "launchers/preemptible.py with 2 processes: SIGINT, and again before they had saved")
+    output, log = tmp_path / "run", tmp_path / "log"
+    long = [*LONG, "--run.batch_rows=2048", "--run.steps=100"]  # an update takes some seconds
+    command = launch_command(*long, f"--corpus={tiny_corpus}", f"--output={output}", num_processes=2)
+    with (
+        log.open("w") as said,
+        start([sys.executable, "launchers/preemptible.py", *command], stdout=said, stderr=said) as process,
+    ):
+        wait_for(lambda: (output / "metrics.jsonl").exists() and metrics(output), process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        assert process.wait(timeout=20) == 130, log.read_text()
+        assert not psutil.wait_procs(below, timeout=20)[1], log.read_text()
+    assert "stopped at step" not in log.read_text()
+
+
 SIGNALLED = """
 import os, signal, sys, time
 from fast_electra import preemption
@@ -181,6 +202,36 @@ def test_further_signals_are_ignored_to_the_end():
     assert (done.returncode, done.stdout) == (75, "cleaned up\n"), done.stderr
 
 
+IN_A_PIPE = """
+import os, signal
+from fast_electra import preemption
+preemption.install()
+with preemption.ctrl_c_saves():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.write(1, b"nobody reads this")
+    os.write(2, b"nor this")
+    os.write(3, b"saved")
+"""
+
+
+def test_ctrl_c_saves_although_it_ends_who_reads_what_is_said(tmp_path):
+    """As `deepspeed ... 2>&1 | tee log` in a terminal does, where a write would fail from then on."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "saved").open("wb") as saved:
+        done = subprocess.run(
+            ["bash", "-c", f'exec "$@" 3>&{saved.fileno()}', "-", sys.executable, "-c", IN_A_PIPE],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=writer,
+            stderr=writer,
+            pass_fds=[saved.fileno()],
+            timeout=60,
+            check=False,
+        )
+    os.close(writer)
+    assert (done.returncode, (tmp_path / "saved").read_text()) == (0, "saved")
+
+
 CTRL_C = """
 import os, signal, sys
 from fast_electra import preemption
@@ -207,10 +258,13 @@ with preemption.ctrl_c_saves():
     assert os.waitpid(child, 0)[1] == 0, "a forked child's is Python's"
     assert ends(press), "once more ends at once"
 assert ends(press)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with preemption.ctrl_c_saves():
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "a shell's background job"
 """
 
 
-def test_ctrl_c_is_noted_once_and_only_where_there_is_something_to_save():
+def test_ctrl_c_is_noted_once_and_only_where_there_is_something_to_save(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", CTRL_C], env=environment, capture_output=True, text=True, timeout=60, check=False

@@ -252,6 +252,7 @@ def test_compiled_too_stop_and_resume_equals_never_stopped_bit_for_bit(tiny_corp
     settings = tmp_path / "zero1.json"
     settings.write_text(json.dumps({"zero_optimization": {"stage": 1}}))
     how = (f"--deepspeed={settings}", "--run.compile=true", "--run.dtype=float32", "--encoder.hidden_size=128")
+    how += ("--auxiliary_engine=compiled",)
     found = []
     for stops in ((), (3, 6)):
         output = tmp_path / f"stopped at {stops}"
