@@ -251,11 +251,11 @@ with preemption.ctrl_c_saves():
 preemption.install()
 assert ends(press) and not preemption.requested(), "a start-up has nothing to save"
 with preemption.ctrl_c_saves():
-    assert not ends(press) and preemption.requested()
     child = os.fork()
     if child == 0:
-        sys.exit(0 if ends(press) else 1)
+        os._exit(0 if ends(press) else 1)
     assert os.waitpid(child, 0)[1] == 0, "a forked child's is Python's"
+    assert not ends(press) and preemption.requested()
     assert ends(press), "once more ends at once"
 assert ends(press)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
