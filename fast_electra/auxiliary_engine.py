@@ -27,6 +27,11 @@ from fast_electra.config import Config
 
 LEAST_AGREEMENT, MOST_DISTANCE = 0.98, 0.05
 _NAMED_ONLY = "injected"
+_ANOTHER = "take plain, or auto"
+_OF_THE_RUN = (
+    "the run began with it, and engines round differently: go on where it can be had, or begin anew with another "
+    "--output"
+)
 TURNS = 7
 
 
@@ -66,15 +71,8 @@ def for_run(module: MaskedLM, batches: Batches, mask_id: int, config: Config, dt
         wanted = "plain"
     together = [rows_at_once(rows, masked, batches.vocab_size, device.type) for rows in asked]
     batch = batches.training(0, max(together)).to(device)
-    try:
-        choice = choose(module, batch, mask_id, dtype, wanted)
-    except ValueError as error:
-        if began_with == "auto" or wanted != began_with:
-            raise
-        raise ValueError(
-            f"the run began with its auxiliary model on the {began_with} engine, which this machine has not ({error}); "
-            "engines round differently: go on where it can be had, or begin anew with another --output"
-        ) from error
+    is_bound = wanted == began_with != "auto"
+    choice = choose(module, batch, mask_id, dtype, wanted, _OF_THE_RUN if is_bound else _ANOTHER)
     if parallel.rank() == 0:
         for each in choice.trials:
             print(f"engine of the auxiliary model: {each}", flush=True)  # noqa: T201
@@ -86,10 +84,18 @@ def compare(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dty
     return _tried(module, batch, mask_id, dtype, _builders(module, batch, dtype))[1]
 
 
-def choose(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtype, wanted: str = "auto") -> Choice:
+def choose(
+    module: MaskedLM,
+    batch: MaskedBatch,
+    mask_id: int,
+    dtype: torch.dtype,
+    wanted: str = "auto",
+    remedy: str = _ANOTHER,
+) -> Choice:
     """The engine of this name, or of `auto` the fastest that serves; `batch` has as many rows as any will have.
 
-    All processes take the first one's choice. Raises ValueError when the one named cannot serve.
+    All processes take the first one's choice. Raises ValueError, which ends with the remedy, when the one named cannot
+    serve.
     """
     if wanted == "plain":
         return Choice(parallel.inference_engine(module, dtype), "plain")
@@ -99,7 +105,7 @@ def choose(module: MaskedLM, batch: MaskedBatch, mask_id: int, dtype: torch.dtyp
     built, trials = _tried(module, batch, mask_id, dtype, tried)
     serving = {each.name: each.seconds for each in trials if not each.refused}
     if wanted not in ("auto", *serving):
-        raise ValueError(f"auxiliary_engine = {wanted!r}: {trials[-1].refused}; take plain, or auto")
+        raise ValueError(f"auxiliary_engine = {wanted!r}: {trials[-1].refused}; {remedy}")
     fastest = min(serving, key=lambda name: serving[name]) if wanted == "auto" else wanted
     name = str(parallel.from_rank_zero(fastest))
     return Choice(built[name], name, trials)
@@ -148,21 +154,18 @@ def _try(
 ) -> Trial:
     """Build an engine and hold it against the log-probabilities (B, N, V) of the plain one; its seconds come later."""
     try:
-        engine = torchs_linear.kept(build())
-        got = _log_probabilities(engine, inputs)
+        with preemption.compiling():
+            engine = torchs_linear.kept(build())
+            got = _log_probabilities(engine, inputs)
     except (ValueError, RuntimeError) as error:
-        if preemption.requested():  # a signal to all of a group ends a compiler too
-            raise preemption.Preempted from error
         return Trial(name, refused=str(error).split("\n")[0])
     built[name] = engine
     agreement = float((got.argmax(-1) == expected.argmax(-1)).double().mean())
     target = batch.input_ids.gather(1, batch.positions).unsqueeze(-1)
     distance = float((got - expected).gather(-1, target).abs().mean())
-    told = ""
-    if not (agreement >= LEAST_AGREEMENT and distance <= MOST_DISTANCE):
-        told = f"{agreement:.2%} of its most likely tokens agree, its log-probabilities are {distance:.4f} away"
-        told += ": not what the plain engine gives"
-    return Trial(name, agreement, distance, refused=told)
+    alike = agreement >= LEAST_AGREEMENT and distance <= MOST_DISTANCE
+    parity = f"{agreement:.2%} of its most likely tokens agree, its log-probabilities are {distance:.4f} away"
+    return Trial(name, agreement, distance, refused="" if alike else f"{parity}: not what the plain engine gives")
 
 
 @torch.no_grad()

@@ -85,11 +85,10 @@ def _join(patience: timedelta) -> None:
     Raises ValueError where the first process finds its port taken: the launcher ends the others, which wait for it.
     """
     try:
-        deepspeed.init_distributed(timeout=patience, verbose=False)
-        groups._WORLD_GROUP = dist.new_group(range(world_size()), timeout=patience)
-    except RuntimeError as error:  # a compiler that a signal to the whole process group has ended
-        if preemption.requested():
-            raise preemption.Preempted from error
+        with preemption.compiling():
+            deepspeed.init_distributed(timeout=patience, verbose=False)
+            groups._WORLD_GROUP = dist.new_group(range(world_size()), timeout=patience)
+    except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             port, another = os.environ["MASTER_PORT"], int(os.environ["MASTER_PORT"]) + 1
             raise ValueError(

@@ -67,6 +67,17 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
+def compiling() -> Iterator[None]:
+    """Inside, a failure after a signal is that signal's doing: sent to all of a process group it ends compilers too."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if _requested:
+            raise Preempted from error
+        raise
+
+
+@contextmanager
 def ctrl_c_saves() -> Iterator[None]:
     """Inside, the first SIGINT is one of the signals.
 

@@ -177,22 +177,26 @@ def test_an_engine_that_a_signal_ended_in_its_making_is_not_refused(operator, mo
         auxiliary_engine.choose(masked_lm("bert"), batch_of(), MASK, torch.float32)
 
 
-def test_a_run_says_what_it_began_with_where_that_cannot_be_had(operator, tmp_path, monkeypatch):
-    def absent(*_):
-        raise ValueError("no C++ compiler")
+@pytest.mark.parametrize(
+    ("began_with", "asked", "remedy"),
+    [
+        ({"auxiliary_engine": "compiled"}, "auto", "the run began with it, and engines round differently: go on where"),
+        ({}, "compiled", "take plain, or auto"),
+    ],
+)
+def test_a_run_says_what_it_began_with_where_that_cannot_be_had(
+    began_with, asked, remedy, operator, tmp_path, monkeypatch
+):
+    def absent():
+        raise RuntimeError("no C++ compiler")
 
     operator(None)
-    run_folder.bind(str(tmp_path), {"auxiliary_engine": "compiled"})
-    monkeypatch.setattr(auxiliary_engine, "choose", absent)
+    run_folder.bind(str(tmp_path), began_with)
+    monkeypatch.setattr(auxiliary_engine, "_builders", lambda *_: {"compiled": absent})
     batches = SimpleNamespace(vocab_size=WORDS, training=lambda first, count: batch_of(min(count, 8)))
-    config = replace(recipes.get("demo"), output=str(tmp_path))
-    said = "the run began with its auxiliary model on the compiled engine, which this machine has not"
-    with pytest.raises(ValueError, match=rf"{said} \(no C\+\+ compiler\)"):
+    config = replace(recipes.get("demo"), output=str(tmp_path), auxiliary_engine=asked)
+    with pytest.raises(ValueError, match=rf"auxiliary_engine = 'compiled': no C\+\+ compiler; {remedy}"):
         auxiliary_engine.for_run(masked_lm("bert"), batches, MASK, config, torch.float32)
-    with pytest.raises(ValueError, match=r"^no C\+\+ compiler$"):
-        auxiliary_engine.for_run(
-            masked_lm("bert"), batches, MASK, replace(config, output=str(tmp_path / "new")), torch.float32
-        )
 
 
 def test_kernels_that_cannot_be_built_are_not_taken(operator):
@@ -278,7 +282,7 @@ def test_on_a_cpu_auto_tries_engines_where_what_trains_is_compiled_and_a_resumed
         run_folder.bind(str(tmp_path), {"auxiliary_engine": began_with})
     wanted = []
     monkeypatch.setattr(
-        auxiliary_engine, "choose", lambda *args: wanted.append(args[-1]) or Choice(torch.nn.Identity(), "")
+        auxiliary_engine, "choose", lambda *args: wanted.append(args[4]) or Choice(torch.nn.Identity(), "")
     )
     batches = SimpleNamespace(vocab_size=WORDS, training=lambda first, count: batch_of(min(count, 8)))
     demo = recipes.get("demo")
