@@ -37,6 +37,7 @@ from fast_electra import (
     cpu_attention,
     deepspeed_config,
     exact_sums,
+    gradient_sums,
     heap,
     operator_builds,
     preemption,
@@ -280,6 +281,7 @@ def training_engine(
     with buffers.kept(module, device()):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     broken_updates.install(engine.optimizer)
+    gradient_sums.install(engine.optimizer)
     engine.monitor.enabled = False  # it would write a line of its own at every update, beside progress.py's
     if world_size() == 1 and isinstance(engine.optimizer, BF16_Optimizer):
         engine.enable_backward_allreduce = False  # one process's gradients would be copied, twice, to themselves

@@ -13,14 +13,14 @@ _FLOW = """
     gumbel replacements replacement_codec replacement_shard replacement_store
     discriminator metrics objectives joint decoupled replay trained
     optim model_flops paper_flops flops run_flops deepspeed_config run_state run_folder verified command_line summary
-    slurm preemption failure watchdog shared_memory heap injection broken_updates torchs_linear
+    slurm preemption failure watchdog shared_memory heap injection broken_updates gradient_sums torchs_linear
     buffers parallel fetching sharded_weights stop_vote auxiliary_engine universal layout checkpoint export
     choices setup_run precompute
     health progress pretrain status row_text
     layer_decay glue squad scores tasks task_head finetune finetune_runs
 """
 FLOW = _FLOW.split()
-EDGE = {"broken_updates", "injection", "parallel", "sharded_weights", "stop_vote", "universal", "checkpoint"}
+EDGE = set("broken_updates gradient_sums injection parallel sharded_weights stop_vote universal checkpoint".split())
 EDGE_PACKAGES = ("torch.distributed", "deepspeed", "megatron.core.parallel_state")
 
 
