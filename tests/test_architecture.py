@@ -20,7 +20,8 @@ _FLOW = """
     layer_decay glue squad scores tasks task_head finetune finetune_runs
 """
 FLOW = _FLOW.split()
-EDGE = set("broken_updates gradient_sums injection parallel sharded_weights stop_vote universal checkpoint".split())
+_EDGE = "broken_updates gradient_sums injection parallel sharded_weights stop_vote universal checkpoint"
+EDGE = set(_EDGE.split())
 EDGE_PACKAGES = ("torch.distributed", "deepspeed", "megatron.core.parallel_state")
 
 
