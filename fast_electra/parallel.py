@@ -1,6 +1,6 @@
 """The edge: what knows of several processes and of DeepSpeed.
 
-With it do sharded_weights, stop_vote, injection, universal and checkpoint.
+With it do sharded_weights, gradient_sums, broken_updates, stop_vote, injection, universal and checkpoint.
 
 Models and objectives know of one process; here they meet the group, the ZeRO partitioning and the engines. A model
 built inside `building` under ZeRO-3 is split as it is made and never whole on one process; the frozen auxiliary model
