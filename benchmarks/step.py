@@ -132,11 +132,11 @@ class Trained:
             loss.backward()
 
     def step(self) -> None:
-        """Add the gradients to their float32 sums and update the weights."""
+        """Copy the gradients to their float32 sums, as the first of an update are, and update the weights."""
         with self.memory.phase("update", "temporary"):
             for weight, master in zip(self.weights, self.masters, strict=True):
                 assert weight.grad is not None
-                master.grad.add_(weight.grad.float())
+                master.grad.copy_(weight.grad)
                 weight.grad = None
             self.optimizer.step()
             for weight, master in zip(self.weights, self.masters, strict=True):
