@@ -3,7 +3,9 @@
 DeepSpeed blanks the sums after each update and adds every gradient through a widened copy of it; under ZeRO-3 it also
 copies each gradient into one buffer after another to reduce it, one process with itself, and all sums once more to hand
 them to AdamW. Here the first gradient of an update is copied in the place of old sums, the next are widened a cache at
-a time, a process by itself reduces nothing, and AdamW reads the sums where they lie. The sums are the same numbers.
+a time, a process by itself reduces nothing, and AdamW reads the sums where they lie. The sums are the same numbers, but
+for a weight that no gradient comes to in an update under ZeRO-3: DeepSpeed trains it by its sum of before again, which
+AdamW, where it clips, has scaled in place by then. Each of our objectives has a gradient for each weight.
 """
 
 from collections.abc import Callable
