@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import stage3
 from torch import Tensor, nn
@@ -23,9 +24,12 @@ _PIECE = 1 << 18  # numbers, of which the widened copy stays in a core's cache
 _reduced_and_scattered = stage3.reduce_scatter_coalesced
 
 
-def install(optimizer: Any) -> None:
-    """Have a ZeRO optimizer sum so: ZeRO-1's in bf16, and ZeRO-3's. Others sum as DeepSpeed does."""
+def install(engine: DeepSpeedEngine) -> None:
+    """Have an engine sum so under ZeRO-1 in bf16, and under ZeRO-3. Others sum as DeepSpeed does."""
+    optimizer: Any = engine.optimizer
     if isinstance(optimizer, BF16_Optimizer):
+        if dist.get_world_size() == 1:
+            engine.enable_backward_allreduce = False  # which would copy all sums out and back
         optimizer._update_hp_grad = partial(_add, optimizer)
         optimizer.clear_hp_grads = partial(_begin_anew, optimizer)
         for name in ("get_grads_for_reduction", "get_grads_for_norm"):

@@ -22,7 +22,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import groups, set_z3_leaf_modules
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
@@ -281,10 +280,8 @@ def training_engine(
     with buffers.kept(module, device()):
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
     broken_updates.install(engine.optimizer)
-    gradient_sums.install(engine.optimizer)
+    gradient_sums.install(engine)
     engine.monitor.enabled = False  # it would write a line of its own at every update, beside progress.py's
-    if world_size() == 1 and isinstance(engine.optimizer, BF16_Optimizer):
-        engine.enable_backward_allreduce = False  # one process's gradients would be copied, twice, to themselves
     if compiled:
         compilation.compile_parts(module, parts)
     return engine

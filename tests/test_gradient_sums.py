@@ -1,4 +1,4 @@
-"""Sums of gradients are DeepSpeed's to the bit, those of weights that no gradient came to included."""
+"""Sums of gradients are DeepSpeed's to the bit, unclipped those of weights that no gradient came to included."""
 
 import hashlib
 import subprocess
@@ -17,10 +17,11 @@ from fast_electra import gradient_sums, parallel
 MICRO_BATCHES = 3
 UPDATES = 4
 OF_OURS = [(1, "bfloat16"), (3, "bfloat16"), (3, "float32")]
+CLIPS = [0.0, 0.01]
 
 
 class Branches(nn.Module):
-    """`odd` is part of the first update alone, and there of the first process's loss alone."""
+    """Unclipped, `odd` is part of the first update alone, and under ZeRO-1 of the first process's loss alone."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +34,7 @@ class Branches(nn.Module):
         return loss + (self.odd.float() ** 3).mean() if with_odd else loss
 
 
-def engine_of(stage, dtype):
+def engine_of(stage, dtype, clip):
     parallel.start()
     settings = {
         "train_micro_batch_size_per_gpu": 1,
@@ -42,7 +43,7 @@ def engine_of(stage, dtype):
         "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "gradient_clipping": 0.0,
+        "gradient_clipping": clip,
         "zero_optimization": {"stage": stage, "contiguous_gradients": False},
         "zero_allow_untested_optimizer": True,
     }
@@ -71,26 +72,28 @@ def watched(engine, watch):
     adam.step = first_seen
 
 
-def trained(stage, dtype, watch=lambda engine: None):
+def trained(stage, dtype, clip=0.0, watch=lambda engine: None):
     """The weights after each update; what was there before the first stands first. `watch` sees what AdamW is given."""
-    engine = engine_of(stage, dtype)
+    engine = engine_of(stage, dtype, clip)
     watched(engine, watch)
     found, generator = [weights(engine)], torch.Generator().manual_seed(1 + parallel.rank())
     for number in range(UPDATES):
         for _ in range(MICRO_BATCHES):
             inputs = torch.randn(8, 700, generator=generator)
-            engine.backward(engine(inputs, with_odd=number == 0 and (stage == 3 or parallel.rank() == 0)))
+            with_odd = clip > 0 or (number == 0 and (stage == 3 or parallel.rank() == 0))
+            engine.backward(engine(inputs, with_odd))
             engine.step()
+        assert float(engine.get_global_grad_norm()) > clip, "nothing to clip"
         found.append(weights(engine))
     engine.destroy()
     return found
 
 
-def as_deepspeed_sums(stage, dtype):
+def as_deepspeed_sums(stage, dtype, clip):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient_sums, "install", lambda optimizer: None)
+        patch.setattr(gradient_sums, "install", lambda engine: None)
         patch.setattr(stage3, "reduce_scatter_coalesced", gradient_sums._reduced_and_scattered)
-        return trained(stage, dtype)
+        return trained(stage, dtype, clip)
 
 
 def digest(found):
@@ -98,9 +101,10 @@ def digest(found):
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+@pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize(("stage", "dtype"), OF_OURS)
-def test_one_process_trains_to_the_bits_of_deepspeeds_sums(stage, dtype):
-    ours, theirs = trained(stage, dtype), as_deepspeed_sums(stage, dtype)
+def test_one_process_trains_to_the_bits_of_deepspeeds_sums(stage, dtype, clip):
+    ours, theirs = trained(stage, dtype, clip), as_deepspeed_sums(stage, dtype, clip)
     for before, after in pairwise(ours):
         assert not torch.equal(before[0], after[0])
     assert digest(ours) == digest(theirs)
@@ -113,7 +117,7 @@ def test_what_an_earlier_update_left_is_no_gradient():
     def watch(engine):
         sums.append([each.clone() for each in engine.optimizer.fp32_groups_gradients[0]])
 
-    trained(1, "bfloat16", watch)
+    trained(1, "bfloat16", watch=watch)
     assert [bool(odd.any()) for _, odd in sums] == [True] + [False] * (UPDATES - 1)
 
 
@@ -126,18 +130,20 @@ def test_a_sum_under_zero_3_is_handed_to_adam_where_it_lies():
         given.append(weight.grad.untyped_storage().data_ptr())
         flat.append(engine.optimizer.grad_partitions_flat_buffer.untyped_storage().data_ptr())
 
-    trained(3, "bfloat16", watch)
+    trained(3, "bfloat16", watch=watch)
     assert len(given) == UPDATES
     assert given == flat
 
 
 TWO = """
 from fast_electra import parallel
-from test_gradient_sums import OF_OURS, as_deepspeed_sums, digest, trained
+from test_gradient_sums import CLIPS, OF_OURS, as_deepspeed_sums, digest, trained
 
 for stage, dtype in OF_OURS:
-    same = digest(trained(stage, dtype)) == digest(as_deepspeed_sums(stage, dtype))
-    print(f"process {parallel.rank()} of {parallel.world_size()}, ZeRO-{stage}, {dtype}: {same}\\n", end="")
+    for clip in CLIPS:
+        same = digest(trained(stage, dtype, clip)) == digest(as_deepspeed_sums(stage, dtype, clip))
+        place = f"process {parallel.rank()} of {parallel.world_size()}"
+        print(f"{place}, ZeRO-{stage}, {dtype}, at most {clip}: {same}\\n", end="")
 parallel.stop(0)
 """
 
@@ -153,4 +159,6 @@ def test_two_processes_train_to_the_bits_of_deepspeeds_sums(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for number in range(2):
         for stage, dtype in OF_OURS:
-            assert f"process {number} of 2, ZeRO-{stage}, {dtype}: True" in done.stdout, done.stdout
+            for clip in CLIPS:
+                said = f"process {number} of 2, ZeRO-{stage}, {dtype}, at most {clip}: True"
+                assert said in done.stdout, done.stdout
