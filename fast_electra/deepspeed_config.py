@@ -168,6 +168,11 @@ def fill(values: dict[str, Any], config: Config, num_processes: int, on_cpu: boo
             "zero_optimization: offload to nvme needs the CUDA toolkit, which DeepSpeed builds against; "
             "set CUDA_HOME, or offload to the host (ds_configs/zero3_offload.json)"
         )
+    if num_processes > 1 and not on_cpu and _frees_too_early(values):
+        clashes.append(
+            "zero_optimization: overlap_comm (the default) beside contiguous_gradients false frees gradients that "
+            "DeepSpeed may still read on another stream; change one of them"
+        )
     if "scheduler" in filled:
         clashes.append("scheduler: the learning rate follows optimizer.warmup_ratio and run.steps of the recipe")
     clashes += [f"{key:.200}: 'auto' has no counterpart in the recipe; give a value" for key in _autos(filled)]
@@ -198,6 +203,17 @@ def _on_nvme(values: dict[str, Any]) -> list[str]:
     """What these settings offload to NVMe."""
     zero = values.get("zero_optimization", {})
     return [name for name in ("offload_optimizer", "offload_param") if zero.get(name, {}).get("device") == "nvme"]
+
+
+def _frees_too_early(values: dict[str, Any]) -> bool:
+    """Whether ZeRO-3 reduces on a stream of its own and lets go of gradients without a mark of that stream.
+
+    By the sources of DeepSpeed 0.19 (stage3.py, partition_grads): those of weights of which a process has no share.
+    """
+    zero = values.get("zero_optimization", {})
+    return (
+        zero_stage(values) == 3 and zero.get("contiguous_gradients") is False and zero.get("overlap_comm") is not False
+    )
 
 
 def _communication(values: dict[str, Any]) -> dict[str, str]:

@@ -99,6 +99,21 @@ def test_all_clashes_are_reported_together():
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("overlap", [True, None])
+def test_gradients_that_another_stream_may_still_read_are_not_freed(overlap):
+    """As shipped ZeRO-3 does not overlap; DeepSpeed's own default is that it does."""
+    shipped = read("ds_configs/zero3.json")
+    fill(shipped, DEMO, 2, on_cpu=False)
+    zero = {key: value for key, value in shipped["zero_optimization"].items() if key != "overlap_comm"}
+    overlapping = shipped | {"zero_optimization": zero | ({} if overlap is None else {"overlap_comm": overlap})}
+    with pytest.raises(ValueError, match=r"overlap_comm .* beside contiguous_gradients false"):
+        fill(overlapping, DEMO, 2, on_cpu=False)
+    fill(overlapping, DEMO, 2, on_cpu=True)
+    fill(overlapping, DEMO, 1, on_cpu=False)
+    overlapping["zero_optimization"]["contiguous_gradients"] = True
+    fill(overlapping, DEMO, 2, on_cpu=False)
+
+
 def test_the_micro_batch_is_the_largest_that_divides_the_share():
     config = replace(DEMO, run=replace(DEMO.run, batch_rows=96, micro_batch_rows=20))
     assert micro_batch_rows(config, 1) == 16
