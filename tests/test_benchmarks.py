@@ -566,7 +566,8 @@ def test_real_steps_under_deepspeed_hold_what_the_simulation_says(tmp_path: Path
             row["flops_per_token"] * speed / (sum(pair) / 2 * 1e12)
             for speed, pair in zip(row["tokens_per_second_all"], row["products_tflops_all"], strict=True)
         ]
-        assert min(of_turns) <= row["mfu_measured"] <= max(of_turns)
+        rounding = 1 + 1e-12  # of FLOP/s that the row gives in units of 1e12
+        assert min(of_turns) / rounding <= row["mfu_measured"] <= max(of_turns) * rounding
         assert row["mfu_vendor"] is None
         assert row["zero_stage"] == 1
     assert len(comparisons.speeds(found)) == 1
