@@ -179,7 +179,13 @@ CONTROL = (
     Arm("electra_frozen", "control", "frozen", "auxiliary", settings=_ELECTRA),
     Arm("electra_joint", "control", "joint", settings=_ELECTRA | {"generator.width_divisor": 4}),
 )
-ARMS = {arm.name: arm for arm in (*AUXILIARIES, *MAIN, *SCHEDULES, *AUXILIARY_STRENGTHS, *STABILITY, *CONTROL)}
+# From new weights an arm's length hardly leaves the plateau; these run on, compiled, which pays at this length.
+LONG = tuple(
+    replace(_BY_NAME[name], name=f"{name}_long", group="long", share=4.0, settings={"run.compile": True})
+    for name in STEADY[0]
+)
+_TABLES = (AUXILIARIES, MAIN, SCHEDULES, AUXILIARY_STRENGTHS, STABILITY, CONTROL, LONG)
+ARMS = {arm.name: arm for table in _TABLES for arm in table}
 
 # What is run in which order: (arms, seeds), seed by seed. Main arms and their seeds come before ablations.
 _FIRST = ("frozen", "joint_shallow", "frozen_warm")
@@ -202,6 +208,7 @@ ROUNDS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (_FOURTH, (0, 1, 2)),
     (tuple(arm.name for arm in (*AUXILIARY_STRENGTHS, *CONTROL)), (0,)),
     (_OTHERS, (1, 2)),
+    (tuple(arm.name for arm in LONG), (0, 1, 2)),
 )
 
 

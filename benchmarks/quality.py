@@ -70,7 +70,7 @@ class Study:
 
     def judges_twice(self, arm: Arm) -> bool:
         """Whether the arm is for the second judge too, and that has been trained."""
-        asked = arm.group in ("main", "control") and arm.objective != "mlm"
+        asked = arm.group in ("main", "control", "long") and arm.objective != "mlm"
         return asked and _ended(self, *arms.SECOND_JUDGE)
 
     def masked_lm(self, name: str) -> Path:
