@@ -16,6 +16,8 @@ import psutil
 from torch.utils.cpp_extension import get_default_build_root
 
 PATIENCE = 300.0  # seconds given to a builder that may run on another host with the same home folder
+PATIENCE_HERE = 60.0  # on a disk of this machine's own: to one in another container
+_OWN_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs"})
 
 
 def prefer_own_ninja() -> None:
@@ -25,16 +27,27 @@ def prefer_own_ninja() -> None:
         os.environ["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
-def release_abandoned(patience: float = PATIENCE, say: Callable[[str], None] = lambda _: None) -> None:
+def patience_for(folder: Path) -> float:
+    """Seconds after which a lock in `folder` that no process here holds is nobody's: fewer where no other host sees it.
+
+    A file system of an unknown kind is taken for one that several hosts share.
+    """
+    mounts = [each for each in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(each.mountpoint)]
+    kind = max(reversed(mounts), key=lambda each: len(each.mountpoint)).fstype if mounts else ""  # of equals the last
+    return PATIENCE_HERE if kind in _OWN_DISKS else PATIENCE
+
+
+def release_abandoned(patience: float | None = None, say: Callable[[str], None] = lambda _: None) -> None:
     """Remove the locks that no process of this machine holds and that are older than `patience` seconds.
 
-    Waits until a younger one is that old or gone. What it waits for and what it removes it tells to `say`.
+    Waits until a younger one is that old or gone. What it waits for and what it removes it tells to `say`. Without
+    `patience` it is what the lock's file system asks for.
     """
     for lock in _locks():
-        told = False
+        told, given = False, patience_for(lock.parent) if patience is None else patience
         with suppress(FileNotFoundError):  # given back meanwhile
             while not _is_held(lock):
-                left = patience - (time.time() - lock.stat().st_mtime)
+                left = given - (time.time() - lock.stat().st_mtime)
                 if left < 0:
                     lock.unlink()
                     say(f"removed {lock}: the start that was building this operator was killed")

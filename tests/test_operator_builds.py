@@ -4,9 +4,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from fast_electra import operator_builds
 from fast_electra.operator_builds import announce, prefer_own_ninja, release_abandoned
 
 
@@ -24,6 +27,37 @@ def test_the_lock_of_a_killed_build_is_removed_when_it_is_old_enough(lock):
     assert time.monotonic() - start > 0.5, "a young lock may be another host's"
     assert [line.split()[0] for line in said] == ["waiting", "removed"]
     assert not lock.exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "patience"),
+    [
+        ({"/": "ext4"}, operator_builds.PATIENCE_HERE),
+        ({"/": "ext4", "{folder}": "nfs4"}, operator_builds.PATIENCE),
+        ({"{folder}/an_operator": "xfs", "{folder}": "nfs4"}, operator_builds.PATIENCE_HERE),
+        ({"/": "ext4", "{folder}/an_oper": "nfs4"}, operator_builds.PATIENCE_HERE),
+        ({"/": "a kind made up today"}, operator_builds.PATIENCE),
+        ({}, operator_builds.PATIENCE),
+    ],
+)
+def test_a_lock_on_a_disk_of_this_machines_own_is_given_less_time(lock, monkeypatch, kinds, patience):
+    """The tests' own starts give up after 240 s: a start that one of them kills must not hold up the others longer."""
+    places = {where.format(folder=lock.parent.parent): kind for where, kind in kinds.items()}
+    mounts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in places.items()]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    assert operator_builds.patience_for(lock.parent) == patience
+    lock.touch()
+    os.utime(lock, (time.time() - patience - 1,) * 2)
+    said = []
+    release_abandoned(say=said.append)
+    assert [line.split()[0] for line in said] == ["removed"]
+    assert not lock.exists()
+
+
+def test_of_two_file_systems_mounted_on_one_folder_the_later_counts(lock, monkeypatch):
+    mounts = [SimpleNamespace(mountpoint="/", fstype=kind) for kind in ("rootfs", "ext4")]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    assert operator_builds.patience_for(lock.parent) == operator_builds.PATIENCE_HERE
 
 
 def test_a_build_that_a_start_will_wait_for_is_told_of_once(lock):
