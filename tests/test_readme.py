@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there; only their size is cut down, by options added at the end."""
+"""The README's and the manual's commands, run as they stand; only their size is cut down, by options at the end."""
 
 import json
 import lzma
@@ -19,16 +19,22 @@ from benchmarks import cases, costs, rows
 from benchmarks.cases import Case
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "MANUAL.md")}
 SMALL_RUN = """--run.steps=3 --run.batch_rows=8 --run.micro_batch_rows=8 --run.log_every=1 --data.held_out_rows=16
     --auxiliary_gate=false --data.sequence_length=32 --encoder.num_layers=2 --encoder.hidden_size=32
     --encoder.num_heads=2 --encoder.intermediate_size=48"""
-ADDED = {"prepare_corpus.py": "--vocab_size 800", "pretrain.py": SMALL_RUN}
+ADDED = {"prepare_corpus.py": "--vocab_size 800", "pretrain.py": SMALL_RUN, "precompute_replacements.py": SMALL_RUN}
 
 
-def commands(heading, number=0):
-    """The commands of the first code block below a heading, or of a later one."""
-    block = re.findall(r"```\n(.*?)```", README.split(f"## {heading}")[1], re.DOTALL)[number]
+def below(heading):
+    """What stands below a heading that one of the pages has, up to the next."""
+    (found,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", "\n".join(PAGES.values()), re.DOTALL | re.M)
+    return found
+
+
+def commands(heading):
+    """The commands of the first code block below a heading."""
+    block = re.search(r"```\n(.*?)```", below(heading), re.DOTALL).group(1)
     return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -59,6 +65,12 @@ def test_the_walk_through_leads_from_text_to_an_exported_discriminator(checkout,
     assert (checkout / "runs" / "small" / "export" / "model.safetensors").exists()
     assert json.loads((checkout / "runs" / "small" / "summary.json").read_text())["auxiliary"] == "runs/aux/export"
 
+    precompute, train = commands("Replacement paths")
+    assert [Path(step[1]).name for step in (precompute, train)] == ["precompute_replacements.py", "pretrain.py"]
+    for step in (precompute, train):
+        run([*step, *shlex.split(ADDED[Path(step[1]).name])], checkout)
+    assert json.loads((checkout / "runs" / "small-replay" / "summary.json").read_text())["objective"] == "replay"
+
 
 def test_a_published_model_becomes_the_auxiliary_model(checkout, documents, tiny_tokenizer):
     """Its commands as they stand, with a tiny BERT of that name in the folder."""
@@ -68,7 +80,7 @@ def test_a_published_model_becomes_the_auxiliary_model(checkout, documents, tiny
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     shape = BertConfig(vocab_size=len(tiny_tokenizer), **sizes)
     BertForMaskedLM(shape).save_pretrained(checkout / "bert-base-uncased")
-    prepare, train = commands("Your own text", number=1)
+    prepare, train = commands("The auxiliary model")
     run(prepare, checkout)
     said = run([*train, *shlex.split(SMALL_RUN)], checkout)
     assert "runs/base-bert begins with the embeddings and 2 layers of bert-base-uncased" in said
@@ -87,7 +99,7 @@ def test_the_fine_tuning_command_takes_an_exported_folder(checkout):
 
 def table(heading):
     """The cells of the first table below a heading, row by row, its two headings left out."""
-    lines = re.search(rf"## {heading}.*?\n((?:\|[^\n]*\n)+)", README, re.DOTALL).group(1).splitlines()
+    lines = re.search(r"\n((?:\|[^\n]*\n)+)", below(heading)).group(1).splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -101,7 +113,7 @@ def test_the_savings_are_those_counted(row):
     assert row[1:] == [f"{100 * share:.1f} % less" for share in saved] + totals
 
 
-@pytest.mark.parametrize("row", table("Does it learn as well"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", table("Does it learn as well?"), ids=lambda row: row[0])
 def test_the_qualities_are_those_of_the_committed_rows(row):
     found = rows.select(rows.read(rows.ROOT / "benchmarks/results/quality.jsonl"), "quality", scale="4x128")
     (arm,) = re.findall(r"`(\w+)`", row[0])
@@ -110,6 +122,24 @@ def test_the_qualities_are_those_of_the_committed_rows(row):
     (rivals,) = {each["flops"] for each in rows.select(found, "quality", arm="joint_shallow")}
     assert row[1:3] == [str(len(values)), f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"]
     assert row[3] == f"{100 * flops.pop() / rivals:.0f} %"
+
+
+def anchors(page):
+    """The names under which a page's headings are found, as GitHub makes them."""
+    heads = re.findall(r"^##+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_points_to_is_there(name):
+    targets = re.findall(r"\]\(([^)\s]+)\)", PAGES[name])
+    assert len(targets) > 5
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        assert path.startswith("https://") or not path or (ROOT / path).exists(), target
+        assert not anchor or anchor in anchors(PAGES[path or name]), target
+    if name == "MANUAL.md":
+        assert anchors(re.sub("^###.*", "", PAGES[name], flags=re.M)) <= {each.lstrip("#") for each in targets}
 
 
 def test_the_make_targets_of_the_readme_exist():
