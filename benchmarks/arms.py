@@ -235,6 +235,11 @@ def plan(only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[tuple[
                     yield arm, seed
 
 
+def shorter(arm: Arm) -> str:
+    """The main arm that a long one goes on from the length of."""
+    return arm.name.removesuffix("_long")
+
+
 def masked_lms(arm: Arm) -> set[str]:
     """The arms whose exports it samples from and begins with."""
     return {arm.auxiliary, arm.begins} - {""}

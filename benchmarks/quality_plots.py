@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks import rows
-from benchmarks.arms import AUXILIARY_STRENGTHS, CONTROL, MAIN, RATES, REFERENCE, STEADY
+from benchmarks.arms import AUXILIARY_STRENGTHS, CONTROL, LONG, MAIN, RATES, REFERENCE, STEADY, shorter
 from benchmarks.rows import Row
 from benchmarks.verdicts import METRICS, collapsed, knows, spread
 
@@ -68,6 +68,24 @@ def curves(found: Sequence[Row], path: Path) -> None:
                 steps, values = [each["step"] for each in points], [each[metric] for each in points]
                 axis.plot(steps, values, _LINES[name], color=_COLOURS[name], label=label, linewidth=1.2, marker=".")
         _dress(axis, title, "updates")
+    _save(figure, axes, path)
+
+
+def longer(found: Sequence[Row], path: Path) -> None:
+    """Long arms beside the main arms of their names: ROC-AUC on the way, on samples of each run's own, and judged."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for arm in LONG:
+        name = shorter(arm)
+        for row in rows.select(found, "quality", arm=arm.name):
+            points = [each for each in row["curve"] if "roc_auc" in each]
+            steps, values = [each["step"] for each in points], [each["roc_auc"] for each in points]
+            axes[0].plot(steps, values, color=_COLOURS[name], linewidth=1.2, marker=".")
+        for each in (name, arm.name):
+            members = rows.select(found, "quality", arm=each)
+            at = [row["flops"] / 1e12 for row in members], [row["judge_auc"] for row in members]
+            axes[1].scatter(*at, color=_COLOURS[name], s=28, label=name if each == name else None)
+    _dress(axes[0], "ROC-AUC, each on samples of its own, four times the updates", "updates")
+    _dress(axes[1], "ROC-AUC, judged, at both lengths", "TFLOPs of the run")
     _save(figure, axes, path)
 
 

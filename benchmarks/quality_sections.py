@@ -66,6 +66,7 @@ def _scale(scale: str, found: Sequence[Row], folder: Path) -> list[str]:
     lines += _fine_tuned(found)
     lines += _claims(found)
     lines += _cost(found)
+    lines += _long(found, folder, scale)
     lines += _rates(found)
     lines += _ablations(found)
     if finished:
@@ -214,6 +215,35 @@ def _cost(found: Sequence[Row]) -> list[str]:
         "`replay`'s pass covers the whole corpus once, more rows than one such run reads: it serves any number of runs."
     )
     return ["#### FLOPs", "", said, "", *table(1, head, content)] if content else []
+
+
+def _long(found: Sequence[Row], folder: Path, scale: str) -> list[str]:
+    """What four times the updates give from new weights, beside the main arms of the same names."""
+    trained = [row for row in found if "diverged" not in row]
+    if not rows.select(trained, "quality", group="long"):
+        return []
+    content = []
+    for name in (name for arm in arms.LONG for name in (arms.shorter(arm), arm.name)):
+        members = rows.select(trained, "quality", arm=name)
+        if members:
+            tokens, *flops = (members[0][key] for key in ("tokens", "flops", "flops_with_auxiliary"))
+            losses = Spread(tuple(row["judge_loss"] / row["floor"] for row in members))
+            figures = (spread(trained, name, metric) for metric in ("judge_auc", "second_judge_auc", "blimp"))
+            spent = (f"{each / 1e12:.1f}" for each in flops)
+            content.append((name, len(members), f"{tokens / 1e6:.1f}", *spent, losses, *figures))
+    head = ("arm", "seeds", "million tokens", "TFLOPs", "with the auxiliary model's", "loss / floor")
+    picture = f"long_{scale}.png"
+    quality_plots.longer(trained, folder / picture)
+    return [
+        "#### Four times as long, from new weights",
+        "",
+        "The same weights, order and masks at the start, temperatures and rates stretched over the whole; long arms are "
+        "compiled. The claims above name them.",
+        "",
+        *table(1, (*head, "ROC-AUC, judged", "second judge", "BLiMP"), content),
+        f"![Four times as long]({picture})",
+        "",
+    ]
 
 
 def _rates(found: Sequence[Row]) -> list[str]:

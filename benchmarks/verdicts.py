@@ -64,10 +64,12 @@ CLAIMS = (
         "joint_shallow",
         True,
     ),
+    Claim("the same, from new weights, after four times the updates", "frozen_long", "joint_shallow_long"),
     Claim("on a par with joint training (generator of full size)", "frozen", "joint"),
     Claim("on a par with DeBERTaV3's joint training", "frozen", "joint_gdes"),
     Claim("a descending temperature is better than T = 1 throughout (two-stage)", "frozen", "two_stage", True),
     Claim("the same, both begun with the auxiliary model's weights", "frozen_warm", "two_stage_warm", True),
+    Claim("the same, from new weights, after four times the updates", "frozen_long", "two_stage_long", True),
     Claim(
         "beginning with the auxiliary model's weights is better than with new ones (ours)",
         "frozen_warm",

@@ -114,6 +114,12 @@ def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_al
     assert f"--auxiliary={study.masked_lm('auxiliary_half') / 'export'}" in half
     assert f"--initial_weights={study.masked_lm('auxiliary') / 'export'}" in half
     assert configs["auxiliary_half"].run.steps * 2 == arms.SCALES[scale].steps
+    for arm in arms.LONG:
+        long, _ = command_line.parse(given(arm), "")
+        main = configs[arms.shorter(arm)]
+        assert (long.run.steps, long.run.compile, main.run.compile) == (4 * main.run.steps, True, "auto")
+        same = replace(long.run, steps=main.run.steps, compile=main.run.compile)
+        assert replace(long, run=same, output=main.output) == main
 
 
 def test_the_committed_rows_are_of_the_arms_as_they_are():
@@ -302,6 +308,22 @@ def test_steadiness_is_the_highest_rate_up_to_which_no_run_collapsed(ours, their
     assert "Steadier" not in "\n".join(quality_sections._rates(found[:4]))
     assert "Steadier" not in "\n".join(quality_sections._rates(found[1:])), "the lowest rate was not tried"
     assert "The second judge" not in "\n".join(quality_sections.quality_section(found, tmp_path)), "it asked none"
+
+
+def test_long_arms_stand_beside_the_main_ones_of_their_names(tmp_path):
+    assert "as long" not in "\n".join(quality_sections.quality_section([made("frozen", 0, 0.58)], tmp_path))
+    found = [made("frozen", seed, 0.58 + seed / 100) for seed in (0, 1)]
+    found += [made("frozen_long", seed, 0.75 + seed / 100, tokens=41_000_000, flops=8e12) for seed in (0, 1)]
+    found += [made("joint_shallow_long", seed, 0.70 + seed / 100, second_judge_auc=0.69) for seed in (0, 1)]
+    found += [quality._identity(STUDY, arms.ARMS["two_stage_long"], 0) | {"diverged": "nan", "formula": "f", "n": 1}]
+    page = "\n".join(quality_sections.quality_section(found, tmp_path))
+    short, long, joint = (line for line in page.split("#### Four times as long")[1].splitlines() if "0.7" in line)
+    assert short.startswith("| frozen | 2 | 0.0 | 2.0 | 3.0 | 0.750 (0.750 to 0.750) | 0.585 (0.580 to 0.590) | - |")
+    assert long.startswith("| frozen_long | 2 | 41.0 | 8.0 | 3.0 | 0.750 (0.750 to 0.750) | 0.755 (0.750 to 0.760) |")
+    assert joint.startswith("| joint_shallow_long | 2 | 0.0 | 2.0 | 2.0 |") and "| 0.690 (0.690 to 0.690) |" in joint
+    claim = next(line for line in page.splitlines() if "four times the updates" in line and "ROC-AUC |" in line)
+    assert claim.endswith("| frozen_long 0.755 (0.750 to 0.760) | joint_shallow_long 0.705 (0.700 to 0.710) | holds |")
+    assert (tmp_path / "long_2x96.png").stat().st_size > 5000
 
 
 def test_rows_that_do_not_share_their_masked_lms_are_told_of(tmp_path):
