@@ -237,7 +237,7 @@ def _long(found: Sequence[Row], folder: Path, scale: str) -> list[str]:
     return [
         "#### Four times as long, from new weights",
         "",
-        "The same weights, order and masks at the start, temperatures and rates stretched over the whole; long arms are "
+        "The same weights, order and masks at the start, temperatures and rates stretched over the whole, layers "
         "compiled. The claims above name them.",
         "",
         *table(1, (*head, "ROC-AUC, judged", "second judge", "BLiMP"), content),
