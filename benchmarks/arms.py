@@ -9,7 +9,7 @@ a discriminator learns nothing from one that is not past the unigram plateau; al
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fast_electra.require import did_you_mean
+from fast_electra.settings.require import did_you_mean
 
 AUXILIARY_SEED = 200
 # A masked LM that no discriminator is trained on. At 4x128 it is the auxiliary model's twin, another seed aside.

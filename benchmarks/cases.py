@@ -21,10 +21,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fast_electra import joint, recipes
-from fast_electra.config import Config, EncoderConfig
-from fast_electra.encoder import transformers_config
-from fast_electra.require import did_you_mean
+from fast_electra.methods import joint
+from fast_electra.models.encoder import transformers_config
+from fast_electra.settings import recipes
+from fast_electra.settings.config import Config, EncoderConfig
+from fast_electra.settings.require import did_you_mean
 
 METHODS = ("frozen", "replay")
 RIVALS = ("joint_shallow", "joint", "joint_gdes")

@@ -17,11 +17,13 @@ import torch
 
 from benchmarks import cases, material, plain_rival
 from benchmarks.cases import Case
-from fast_electra import choices, compilation, deepspeed_config, parallel, precision, setup_run
-from fast_electra.batches import Batches, MaskedBatch, prefetch
-from fast_electra.config import Config
-from fast_electra.precompute import Precomputation, provenance_of
-from fast_electra.setup_run import Run
+from fast_electra.batching.batches import Batches, MaskedBatch, prefetch
+from fast_electra.engine import deepspeed_config, parallel
+from fast_electra.kernels import compilation, precision
+from fast_electra.pretraining import choices, setup_run
+from fast_electra.pretraining.precompute import Precomputation, provenance_of
+from fast_electra.pretraining.setup_run import Run
+from fast_electra.settings.config import Config
 
 PARTS = ("inputs", "forward", "backward", "update")
 _UPDATES = 16  # whose rows come round again

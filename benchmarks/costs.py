@@ -1,6 +1,7 @@
 """FLOPs of every case and what follows from them: savings beside the paper's claims, and total cost.
 
-All of it is arithmetic on `fast_electra.flops.training_step`, which torch's own counter confirms to the last digit.
+All of it is arithmetic on `fast_electra.costs.flops.training_step`, which torch's own counter confirms to the last
+digit.
 
 With r = auxiliary / main FLOPs of the rival (forward and backward of each), a rival with the method's own auxiliary
 model is saved 2r / (3 (1 + r)) of its FLOPs online (frozen: the forward pass stays) and r / (1 + r) offline (replay).
@@ -16,7 +17,7 @@ from itertools import product
 from benchmarks import cases, rows
 from benchmarks.cases import METHODS, Case
 from benchmarks.rows import Row
-from fast_electra import flops
+from fast_electra.costs import flops
 
 CLAIMS = {  # Dong et al., Fast-ELECTRA, ICLR 2024
     ("flops", "frozen"): (0.20, 0.30),

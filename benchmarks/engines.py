@@ -19,8 +19,9 @@ from benchmarks import cases, rows
 from benchmarks.cases import Case
 from benchmarks.material import few_rows
 from benchmarks.rows import Row
-from fast_electra import auxiliary_engine, parallel, precision
-from fast_electra.auxiliary import MaskedLM, build_masked_lm, rows_at_once
+from fast_electra.engine import auxiliary_engine, parallel
+from fast_electra.kernels import precision
+from fast_electra.models.auxiliary import MaskedLM, build_masked_lm, rows_at_once
 
 FORMULA = (
     "seconds: median of 5 forward passes of the rows that go through together; agreement: share of masked positions "

@@ -33,7 +33,7 @@ if [[ -n $wheels ]]; then
     export LIBRARY_PATH=$scratch/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
 fi
 
-python3 -c 'import benchmarks.measure, fast_electra.pretrain, fast_electra.command_line' || {
+python3 -c 'import benchmarks.measure, fast_electra.pretraining.pretrain, fast_electra.runs.command_line' || {
     echo "$0: packages are missing (see above): add their wheels to the folder named" >&2
     exit 2
 }

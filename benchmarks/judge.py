@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fast_electra import auxiliary, blimp, config_file, metrics, objectives, trained
-from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.config import Config
-from fast_electra.corpus import Corpus
+from fast_electra.batching.batches import Batches, MaskedBatch
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.evaluation import blimp, trained
+from fast_electra.methods import metrics, objectives
+from fast_electra.models import auxiliary
+from fast_electra.settings import config_file
+from fast_electra.settings.config import Config
 
 JUDGE_SEED = 1_000_000
 BATCH_ROWS = 64

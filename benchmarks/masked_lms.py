@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMaskedLM
 
-from fast_electra.auxiliary import weights_fingerprint
+from fast_electra.models.auxiliary import weights_fingerprint
 
 KEPT = Path(__file__).parent / "results" / "masked_lms"
 

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks import cases
 from benchmarks.cases import Case
-from fast_electra import replacement_store
-from fast_electra.auxiliary import build_masked_lm
-from fast_electra.batches import Batches
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
-from fast_electra.precompute import Precomputation
-from fast_electra.replacements import TemperatureGrid
+from fast_electra.batching.batches import Batches
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.models.auxiliary import build_masked_lm
+from fast_electra.pretraining.precompute import Precomputation
+from fast_electra.replacements import replacement_store
+from fast_electra.replacements.replacement_paths import TemperatureGrid
+from fast_electra.settings.config import DataConfig
 
 GRID = TemperatureGrid.covering(1, 4)
 

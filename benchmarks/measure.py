@@ -28,8 +28,9 @@ from benchmarks.live_memory import allocator_change, allocator_peak
 from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate
-from fast_electra import deepspeed_config, flops, parallel
-from fast_electra.encoder import attention_kernel
+from fast_electra.costs import flops
+from fast_electra.engine import deepspeed_config, parallel
+from fast_electra.models.encoder import attention_kernel
 
 FORMULA = (
     "tokens/s: B x T of all processes / seconds of one update, the median of n turns (low, high: quartiles); "

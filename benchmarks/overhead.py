@@ -24,11 +24,13 @@ from torch import nn
 
 from benchmarks import cases, contestant
 from benchmarks.contestant import Variant
-from fast_electra import choices, compilation, deepspeed_config, optim, parallel, pretrain
-from fast_electra.encoder import attention_kernel, transformers_config
-from fast_electra.progress import Progress
-from fast_electra.setup_run import Run
-from fast_electra.watchdog import Watchdog
+from fast_electra.engine import deepspeed_config, optim, parallel
+from fast_electra.kernels import compilation
+from fast_electra.models.encoder import attention_kernel, transformers_config
+from fast_electra.pretraining import choices, pretrain
+from fast_electra.pretraining.progress import Progress
+from fast_electra.pretraining.setup_run import Run
+from fast_electra.runs.watchdog import Watchdog
 
 WARM_UP = 1
 

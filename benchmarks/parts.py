@@ -17,10 +17,10 @@ from statistics import median
 import numpy as np
 import torch
 
-from fast_electra.batches import Batches
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
-from fast_electra.vocabulary_logits import sample
+from fast_electra.batching.batches import Batches
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.kernels.vocabulary_logits import sample
+from fast_electra.settings.config import DataConfig
 
 SHAPES = ((64, 64), (128, 128), (256, 512))
 POSITIONS, VOCAB_SIZES = 616, (16_000, 32_000)

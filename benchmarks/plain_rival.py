@@ -32,13 +32,14 @@ from transformers import (
 
 from benchmarks import cases, costs
 from benchmarks.cases import Case
-from fast_electra import choices, parallel
-from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.config import Config
-from fast_electra.objectives import Objective
-from fast_electra.parallel import Engine
-from fast_electra.run_config import RunConfig
-from fast_electra.setup_run import Run
+from fast_electra.batching.batches import Batches, MaskedBatch
+from fast_electra.engine import parallel
+from fast_electra.engine.parallel import Engine
+from fast_electra.methods.objectives import Objective
+from fast_electra.pretraining import choices
+from fast_electra.pretraining.setup_run import Run
+from fast_electra.settings.config import Config
+from fast_electra.settings.run_config import RunConfig
 
 RTD_WEIGHT, CLIP_NORM = 50.0, 1.0
 

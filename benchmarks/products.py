@@ -30,7 +30,8 @@ from benchmarks import cases, contestant, rows
 from benchmarks.cases import Case
 from benchmarks.contestant import PARTS, Contestant, Variant
 from benchmarks.rows import Row
-from fast_electra import deepspeed_config, flops, parallel
+from fast_electra.costs import flops
+from fast_electra.engine import deepspeed_config, parallel
 
 FORMULA = (
     "an update's seconds, in turn with those of its matrix products and fused attention alone, each operation's times "

@@ -160,7 +160,7 @@ def _known_origin(study: Study, arm: Arm, seed: int) -> Row:
 
 def _origin() -> Row:
     """Of a run that is trained now: the code, the machine, and in what gradients are summed over tokens; rows without
-    word of that are of code that summed those of norms and tables in the run's dtype (fast_electra/exact_sums.py)."""
+    word of that are of code that summed those of norms and tables in the run's dtype (exact_sums.py)."""
     return {**rows.provenance("quality"), "token_sums": "float32"}
 
 

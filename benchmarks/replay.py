@@ -25,15 +25,18 @@ import torch
 from benchmarks import cases, contestant, material, rows
 from benchmarks.cases import Case
 from benchmarks.rows import Row
-from fast_electra import deepspeed_config, parallel, precision, replacement_store, setup_run
-from fast_electra.auxiliary import Auxiliary
-from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.config import Config
-from fast_electra.objectives import Frozen
-from fast_electra.precompute import Precomputation, provenance_of
-from fast_electra.replacements import TemperatureGrid
-from fast_electra.replay import Replay
-from fast_electra.setup_run import Run
+from fast_electra.batching.batches import Batches, MaskedBatch
+from fast_electra.engine import deepspeed_config, parallel
+from fast_electra.kernels import precision
+from fast_electra.methods.objectives import Frozen
+from fast_electra.methods.replay import Replay
+from fast_electra.models.auxiliary import Auxiliary
+from fast_electra.pretraining import setup_run
+from fast_electra.pretraining.precompute import Precomputation, provenance_of
+from fast_electra.pretraining.setup_run import Run
+from fast_electra.replacements import replacement_store
+from fast_electra.replacements.replacement_paths import TemperatureGrid
+from fast_electra.settings.config import Config
 
 RANGES = ((1.0, 1.5), (1.0, 2.0), (1.0, 4.0))
 FORMULA = (

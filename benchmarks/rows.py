@@ -12,55 +12,51 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
-from fast_electra.run_folder import environment
+from fast_electra.runs.run_folder import environment
 
 Row = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 
 
-_SHAPES = ("benchmarks/cases.py", *(f"fast_electra/{name}.py" for name in ("config", "encoder", "joint", "recipes")))
-_COUNTED = ("benchmarks/costs.py", "fast_electra/flops.py", "fast_electra/model_flops.py")
+_SHAPES = (
+    "benchmarks/cases.py",
+    *(f"fast_electra/{name}.py" for name in ("settings/config", "settings/recipes", "models/encoder", "methods/joint")),
+)
+_COUNTED = ("benchmarks/costs.py", "fast_electra/costs/flops.py", "fast_electra/costs/model_flops.py")
 _STEP = ("benchmarks/live_memory.py", "benchmarks/step.py")
-_MODELS = tuple(f"fast_electra/{name}.py" for name in ("auxiliary", "discriminator", "objectives", "separation"))
+_MODELS = tuple(
+    f"fast_electra/{name}.py"
+    for name in ("batching/separation", "models/auxiliary", "models/discriminator", "methods/objectives")
+)
 _PATH = tuple(
     f"fast_electra/{name}.py"
     for name in (
-        *(
-            "batches",
-            "choices",
-            "decoupled",
-            "deepspeed_config",
-            "exact_sums",
-            "flops",
-            "masking",
-            "metrics",
-            "model_flops",
-            "optim",
-        ),
-        *("heap", "parallel", "pretrain", "randomness", "run_flops", "setup_run", "statistic", "temperature"),
-        "torchs_linear",
+        *("batching/*", "costs/*", "engine/*", "methods/*", "kernels/exact_sums", "models/statistic"),
+        *("pretraining/choices", "pretraining/pretrain", "pretraining/setup_run"),
     )
 )
 _TIMED = tuple(
     f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "plain_rival", "simulate")
 )
-# What passes over the vocabulary, and what is made of a step for the clock alone.
-_FAST = (
-    *(f"fast_electra/{n}.py" for n in ("auxiliary_engine", "broken_updates", "compilation", "vocabulary_logits")),
-    *("fast_electra/cpu_attention.*", "fast_electra/gated_gelu*.py"),
+_REPLAYED = (
+    *(*_MODELS, *_PATH),
+    *("fast_electra/kernels/*.*", "fast_electra/pretraining/precompute.py", "fast_electra/replacements/*.py"),
 )
-_REPLAYED = (*_MODELS, *_PATH, *_FAST, "fast_electra/gumbel.py", "fast_electra/precompute.py", "fast_electra/repla*.py")
 # The files that decide the rows of each kind: a change to any of them makes another version.
 SOURCES = {
-    "engine": ("benchmarks/engines.py", *_MODELS, *(f"fast_electra/{n}.py" for n in ("auxiliary_engine", "injection"))),
+    "engine": (
+        "benchmarks/engines.py",
+        *_MODELS,
+        *(f"fast_electra/engine/{name}.py" for name in ("auxiliary_engine", "injection")),
+    ),
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
     "products": ("benchmarks/products.py", *_SHAPES, *_REPLAYED, *_TIMED),
     "quality": (
         *("benchmarks/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
-        *(f"fast_electra/{name}.py" for name in ("blimp", "config", "encoder", "joint", "recipes", "trained")),
-        "fast_electra/cpu_attention.*",
+        *("fast_electra/evaluation/*.py", "fast_electra/kernels/cpu_attention.*"),
+        *_SHAPES[1:],
         *_MODELS,
         *_PATH,
     ),

@@ -20,10 +20,11 @@ from statistics import median
 import torch
 
 from benchmarks import cases, contestant
-from fast_electra import deepspeed_config, flops, parallel
-from fast_electra.batches import Batches
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
+from fast_electra.batching.batches import Batches
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.costs import flops
+from fast_electra.engine import deepspeed_config, parallel
+from fast_electra.settings.config import DataConfig
 
 
 def shares(case: cases.Case, corpus: str) -> dict[str, float]:

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.live_memory import LiveMemory
-from fast_electra import auxiliary, decoupled, joint, objectives
-from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
-from fast_electra.batches import MaskedBatch
-from fast_electra.config import Config
-from fast_electra.encoder import recompute_activations
-from fast_electra.objectives import Objective
+from fast_electra.batching.batches import MaskedBatch
+from fast_electra.methods import decoupled, joint, objectives
+from fast_electra.methods.objectives import Objective
+from fast_electra.models import auxiliary
+from fast_electra.models.auxiliary import Auxiliary, MaskedLM, build_masked_lm
+from fast_electra.models.encoder import recompute_activations
+from fast_electra.settings.config import Config
 
 
 def torch_uniforms(batch: MaskedBatch, seed: int) -> Tensor:

@@ -32,11 +32,12 @@ def page(model: str, kind: str, found: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
+    """Run the command line; returns the exit status, which fast_electra/runs/failure.py lists."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     import torch  # seconds, which --help need not wait for
 
-    from fast_electra import blimp, failure, trained
+    from fast_electra.evaluation import blimp, trained
+    from fast_electra.runs import failure
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     output = options.output or (Path(options.model) / "blimp.json" if Path(options.model).is_dir() else None)

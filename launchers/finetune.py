@@ -12,15 +12,15 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
-from fast_electra import preemption
+from fast_electra.runs import preemption
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """The options as `finetune_all` takes them. Raises ValueError naming what is wrong; `--help` exits."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from fast_electra import command_line
-    from fast_electra.finetune import Settings
+    from fast_electra.finetuning.finetune import Settings
+    from fast_electra.runs import command_line
 
     parser = ArgumentParser(
         usage="%(prog)s --model MODEL --output OUTPUT [--tasks NAMES] [--data FOLDER] [--seeds N] [--SETTING VALUE]",
@@ -61,9 +61,9 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
+    """Run the command line; returns the exit status, which fast_electra/runs/failure.py lists."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from fast_electra import failure
+    from fast_electra.runs import failure
 
     try:
         options = parse(sys.argv[1:])
@@ -71,7 +71,8 @@ def main() -> int:
         with preemption.at_once(), redirect_stdout(sys.stderr):
             from transformers.utils import logging
 
-            from fast_electra import finetune_runs, scores  # seconds of imports, after what can be refused at once
+            from fast_electra.evaluation import scores
+            from fast_electra.finetuning import finetune_runs  # seconds of imports, after what can be refused at once
 
             logging.set_verbosity_error()
             logging.disable_progress_bar()

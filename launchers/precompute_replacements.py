@@ -76,20 +76,21 @@ def summary(folder: str, manifest: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
-    from fast_electra import preemption
+    """Run the command line; returns the exit status, which fast_electra/runs/failure.py lists."""
+    from fast_electra.runs import preemption
 
     preemption.install()
     parser = own_parser()
     options, settings = parser.parse_known_args(sys.argv[1:])
     settings += [f"--{name}={value}" for name, value in vars(options).items() if name in SHARED]
-    from fast_electra import command_line, failure  # seconds, which --help need not wait for
+    from fast_electra.runs import command_line, failure  # seconds, which --help need not wait for
 
     manifest = None
     try:
         of_a_run, taken = "settings of launchers/pretrain.py", command_line.options(parser)
         config, _ = command_line.parse([*settings, f"--output={options.output}"], of_a_run, taken)
-        from fast_electra import parallel, precompute
+        from fast_electra.engine import parallel
+        from fast_electra.pretraining import precompute
 
         with suppress(preemption.Preempted):
             config = precompute.with_draws(config, options.draws)

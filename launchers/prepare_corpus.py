@@ -10,10 +10,10 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from fast_electra import preemption
+from fast_electra.runs import preemption
 
 if TYPE_CHECKING:
-    from fast_electra.corpus import Corpus
+    from fast_electra.corpora.corpus import Corpus
 
 DEFAULT_VOCAB_SIZE = 16_000
 
@@ -63,11 +63,12 @@ def summary(made: "Corpus") -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
+    """Run the command line; returns the exit status, which fast_electra/runs/failure.py lists."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fast_electra").setLevel(logging.INFO)
-    from fast_electra import corpus, failure, tokenizer  # seconds, which --help and wrong options need not wait for
+    from fast_electra.corpora import corpus, tokenizer  # seconds, which --help and wrong options need not wait for
+    from fast_electra.runs import failure
 
     try:
         with preemption.at_once():

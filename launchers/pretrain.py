@@ -15,18 +15,20 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run the command line; returns the exit status, which fast_electra/failure.py lists."""
-    from fast_electra import preemption
+    """Run the command line; returns the exit status, which fast_electra/runs/failure.py lists."""
+    from fast_electra.runs import preemption
 
     preemption.install()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    from fast_electra import command_line, deepspeed_config, failure, summary
+    from fast_electra.engine import deepspeed_config
+    from fast_electra.runs import command_line, failure, summary
 
     try:
         config, path = command_line.parse(sys.argv[1:], str(__doc__))
         settings = deepspeed_config.read(path, beside=Path(__file__).resolve().parent.parent)
-        from fast_electra import parallel, pretrain  # seconds of imports, after what can be refused at once
+        from fast_electra.engine import parallel  # seconds of imports, after what can be refused at once
+        from fast_electra.pretraining import pretrain
 
         result = pretrain.pretrain(config, settings)
     except (Exception, KeyboardInterrupt) as error:

@@ -29,7 +29,8 @@ def main() -> int:
 
 def _texts(run: str, options: argparse.Namespace) -> Iterator[str]:
     """What was asked of a run: its rows, each a text, or how it is doing."""
-    from fast_electra import row_text, status  # some seconds, which --help and wrong options need not wait for
+    from fast_electra.batching import row_text  # some seconds, which --help and wrong options need not wait for
+    from fast_electra.pretraining import status
 
     if options.rows:
         yield from (f"row {number}: {text}" for number, text in row_text.texts(run, options.rows))

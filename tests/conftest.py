@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import forked
 import pytest
 
-from fast_electra import heap
+from fast_electra.engine import heap
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def documents():
-    from fast_electra import documentation
+    from fast_electra.corpora import documentation
 
     return list(documentation.documents())[:200]
 
@@ -73,7 +73,7 @@ def documents():
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory, documents):
     """A corpus folder of a few hundred thousand tokens with a vocabulary of 512."""
-    from fast_electra import corpus
+    from fast_electra.corpora import corpus
 
     folder = tmp_path_factory.mktemp("corpus")
     text = folder / "text.txt"

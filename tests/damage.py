@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fast_electra import json_file
+from fast_electra.files import json_file
 
 SECONDS = 30  # for one case, in which nothing takes a second: more is a wait for ever
 LONG = [pytest.mark.slow, pytest.mark.survive]

@@ -15,7 +15,12 @@ from unittest import mock
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["fast_electra.command_line", "fast_electra.pretrain", "fast_electra.summary", "torch._inductor.compile_fx"]
+    [
+        "fast_electra.runs.command_line",
+        "fast_electra.pretraining.pretrain",
+        "fast_electra.runs.summary",
+        "torch._inductor.compile_fx",
+    ]
 )
 
 

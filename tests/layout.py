@@ -13,9 +13,11 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from torch import nn
 
-from fast_electra import checkpoint, deepspeed_config, optim, parallel, recipes, sharded_weights
-from fast_electra.checkpoint import Keep, Position
-from fast_electra.layout import Layout
+from fast_electra.checkpoints import checkpoint
+from fast_electra.checkpoints.checkpoint import Keep, Position
+from fast_electra.checkpoints.layout import Layout
+from fast_electra.engine import deepspeed_config, optim, parallel, sharded_weights
+from fast_electra.settings import recipes
 
 
 class Model(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForTokenClassification, ElectraForPreTraining, PreTrainedTokenizerFast
 
-from fast_electra.config import EncoderConfig
-from fast_electra.encoder import transformers_config
+from fast_electra.models.encoder import transformers_config
+from fast_electra.settings.config import EncoderConfig
 
 FILLERS = [f"w{number}" for number in range(12)]
 RARE = [f"r{number}" for number in range(80)]

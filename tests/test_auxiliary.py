@@ -19,11 +19,11 @@ from transformers import (
     RobertaConfig,
 )
 
-from fast_electra import auxiliary
-from fast_electra.auxiliary import Auxiliary, MaskedLM, mask_out
-from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
+from fast_electra.batching.batches import Batches, MaskedBatch
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.models import auxiliary
+from fast_electra.models.auxiliary import Auxiliary, MaskedLM, mask_out
+from fast_electra.settings.config import DataConfig
 
 SIZES = {
     "hidden_size": 32,
@@ -176,7 +176,7 @@ def test_a_smaller_vocabulary_is_refused(tmp_path, tiny_tokenizer):
 
 
 def test_another_tokenizer_is_refused(saved, tiny_tokenizer, documents, tmp_path):
-    from fast_electra import tokenizer
+    from fast_electra.corpora import tokenizer
 
     other = tokenizer.train(documents[50:], 512, tmp_path / "other")
     with pytest.raises(ValueError, match="uses another tokenizer than the corpus"):

@@ -11,11 +11,13 @@ from deepspeed.ops.transformer.inference.op_binding.base import BaseOp
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from fast_electra import auxiliary_engine, injection, parallel, preemption, recipes, run_folder
-from fast_electra.auxiliary import MaskedLM
-from fast_electra.auxiliary_engine import Choice
-from fast_electra.batches import MaskedBatch
-from fast_electra.injection import Injected, NotInjectedError
+from fast_electra.batching.batches import MaskedBatch
+from fast_electra.engine import auxiliary_engine, injection, parallel
+from fast_electra.engine.auxiliary_engine import Choice
+from fast_electra.engine.injection import Injected, NotInjectedError
+from fast_electra.models.auxiliary import MaskedLM
+from fast_electra.runs import preemption, run_folder
+from fast_electra.settings import recipes
 
 ROWS, LENGTH, WORDS, MASK = 4, 24, 90, 4
 SIZES = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fast_electra.batches import AHEAD, Batches, MaskedBatch, prefetch
-from fast_electra.config import DataConfig
-from fast_electra.statistic import unigram
+from fast_electra.batching.batches import AHEAD, Batches, MaskedBatch, prefetch
+from fast_electra.models.statistic import unigram
+from fast_electra.settings.config import DataConfig
 
 LENGTH = 16
 DATA = DataConfig(sequence_length=LENGTH, held_out_rows=20)
@@ -141,7 +141,7 @@ def test_threads_end_with_the_loop_and_begin_nothing_more(batches, monkeypatch):
         return training(first, count)
 
     monkeypatch.setattr(batches, "training", slow)
-    monkeypatch.setattr("fast_electra.batches.ThreadPoolExecutor", lambda _, *of: ThreadPoolExecutor(2, *of))
+    monkeypatch.setattr("fast_electra.batching.batches.ThreadPoolExecutor", lambda _, *of: ThreadPoolExecutor(2, *of))
     made = prefetch(batches, ((8 * n, 8) for n in range(20)))
     next(made)
     assert threads()
@@ -159,7 +159,7 @@ def test_what_else_will_be_read_is_foreseen_with_each_batch(batches):
 
 def test_scattered_rows_are_foreseen_and_those_in_order_left_to_the_kernel(batches, monkeypatch):
     told = []
-    monkeypatch.setattr("fast_electra.random_reads.foresee", lambda *asked: told.append(asked))
+    monkeypatch.setattr("fast_electra.files.random_reads.foresee", lambda *asked: told.append(asked))
     batches.masked(np.arange(8))
     assert not told
     batches.masked(np.array([3, 0, 9]))
@@ -247,7 +247,7 @@ def test_document_lengths_are_those_of_the_rows():
 
 
 def test_of_many_rows_some_of_all_corpora_are_counted(monkeypatch):
-    monkeypatch.setattr("fast_electra.batches._COUNTED_ROWS", 40)
+    monkeypatch.setattr("fast_electra.batching.batches._COUNTED_ROWS", 40)
     apart = replace(DATA, separate_documents=True)
     batches = Batches([(corpus(15 * 300 + 7), 3.0), (corpus(15 * 100, seed=1), 1.0)], apart, seed=0)
     rows = np.linspace(0, 399, 40).astype(int)

@@ -24,7 +24,7 @@ from benchmarks.per_gpu import per_gpu
 from benchmarks.replay_section import replay_section
 from benchmarks.simulate import main as simulate_main
 from benchmarks.simulate import simulate, simulate_all
-from fast_electra import auxiliary_engine
+from fast_electra.engine import auxiliary_engine
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,10 +11,12 @@ import torch
 from conftest import TINY, clean_environment, launch, metrics
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from fast_electra import blimp, discriminator, objectives, trained
-from fast_electra.blimp import Pair, Score
-from fast_electra.config import EncoderConfig
-from fast_electra.encoder import transformers_config
+from fast_electra.evaluation import blimp, trained
+from fast_electra.evaluation.blimp import Pair, Score
+from fast_electra.methods import objectives
+from fast_electra.models import discriminator
+from fast_electra.models.encoder import transformers_config
+from fast_electra.settings.config import EncoderConfig
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

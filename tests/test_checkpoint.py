@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fast_electra import checkpoint, failure, json_file, universal
+from fast_electra.checkpoints import checkpoint, universal
+from fast_electra.files import json_file
+from fast_electra.runs import failure
 
 
 def make(folder, step, text="weights"):

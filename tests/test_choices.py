@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fast_electra import choices, compilation, parallel, precision, recipes
+from fast_electra.engine import parallel
+from fast_electra.kernels import compilation, precision
+from fast_electra.pretraining import choices
+from fast_electra.settings import recipes
 
 LONG = 10**6
 GCC = "/usr/bin/gcc"  # and g++: any compiler is found or none

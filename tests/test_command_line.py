@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from fast_electra import recipes
-from fast_electra.command_line import parse
-from fast_electra.config import ATTENTIONS, ENCODER_TYPES, ENGINES, OBJECTIVES, SCHEDULES
-from fast_electra.config_file import to_dict
-from fast_electra.run_config import DTYPES, ON_NAN
+from fast_electra.runs.command_line import parse
+from fast_electra.settings import recipes
+from fast_electra.settings.config import ATTENTIONS, ENCODER_TYPES, ENGINES, OBJECTIVES, SCHEDULES
+from fast_electra.settings.config_file import to_dict
+from fast_electra.settings.run_config import DTYPES, ON_NAN
 
 
 def test_no_argument_means_the_demo():

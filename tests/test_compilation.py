@@ -13,9 +13,11 @@ from conftest import TINY, launch, metrics
 from torch._dynamo.utils import counters
 from transformers import BertConfig, BertForMaskedLM
 
-from fast_electra import parallel, pretrain, recipes, setup_run
-from fast_electra.progress import Progress
-from fast_electra.watchdog import Watchdog
+from fast_electra.engine import parallel
+from fast_electra.pretraining import pretrain, setup_run
+from fast_electra.pretraining.progress import Progress
+from fast_electra.runs.watchdog import Watchdog
+from fast_electra.settings import recipes
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import random
 import pytest
 import zstandard
 
-from fast_electra.compression import detect, read_bytes
+from fast_electra.files.compression import detect, read_bytes
 
 PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress, "": bytes}
 ZIPPED = gzip.compress(b"x", mtime=0)  # the time would stand in a test's name, another one in each worker

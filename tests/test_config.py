@@ -4,9 +4,16 @@ from math import inf, nan
 
 import pytest
 
-from fast_electra import config_file, recipes
-from fast_electra.config import AuxiliaryConfig, Config, DataConfig, EncoderConfig, GeneratorConfig, TemperatureConfig
-from fast_electra.run_config import OptimizerConfig, RunConfig
+from fast_electra.settings import config_file, recipes
+from fast_electra.settings.config import (
+    AuxiliaryConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    TemperatureConfig,
+)
+from fast_electra.settings.run_config import OptimizerConfig, RunConfig
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

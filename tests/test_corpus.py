@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from fast_electra import corpus, documentation, staging, tokenization, tokenizer
-from fast_electra.corpus import Corpus
+from fast_electra.corpora import corpus, documentation, tokenization, tokenizer
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.files import staging
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

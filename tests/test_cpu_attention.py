@@ -10,11 +10,13 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
-from fast_electra import cpu_attention, discriminator, parallel
-from fast_electra.config import EncoderConfig
-from fast_electra.encoder import attention_kernel
-from fast_electra.flops import flop_counter
-from fast_electra.separation import WHOLE_ROWS
+from fast_electra.batching.separation import WHOLE_ROWS
+from fast_electra.costs.flops import flop_counter
+from fast_electra.engine import parallel
+from fast_electra.kernels import cpu_attention
+from fast_electra.models import discriminator
+from fast_electra.models.encoder import attention_kernel
+from fast_electra.settings.config import EncoderConfig
 
 UNITS = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 here = pytest.mark.skipif(not UNITS, reason="needs a CPU with AVX-512 BF16")
@@ -235,7 +237,7 @@ def test_an_operator_that_cannot_be_built_is_told_of_and_done_without(monkeypatc
 @here
 def test_so_is_one_that_was_built_and_does_not_run():
     """As under a limit on what oneDNN may use."""
-    code = "from fast_electra import cpu_attention; assert cpu_attention.missing()"
+    code = "from fast_electra.kernels import cpu_attention; assert cpu_attention.missing()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True
     )

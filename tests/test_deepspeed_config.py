@@ -7,9 +7,11 @@ import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from benchmarks import per_gpu
-from fast_electra import command_line, deepspeed_config, recipes
-from fast_electra.config import OBJECTIVES
-from fast_electra.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
+from fast_electra.engine import deepspeed_config
+from fast_electra.engine.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
+from fast_electra.runs import command_line
+from fast_electra.settings import recipes
+from fast_electra.settings.config import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))

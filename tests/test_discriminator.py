@@ -12,10 +12,10 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from fast_electra import discriminator
-from fast_electra.config import EncoderConfig
-from fast_electra.discriminator import ReplacedTokenDetection
-from fast_electra.encoder import attention_kernel, positions_available, transformers_config
+from fast_electra.models import discriminator
+from fast_electra.models.discriminator import ReplacedTokenDetection
+from fast_electra.models.encoder import attention_kernel, positions_available, transformers_config
+from fast_electra.settings.config import EncoderConfig
 
 
 def shape_of(kind, tokenizer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fast_electra.divergence import WARM_UP, WINDOW, Spikes, broken_throughout, is_below_floor, last_below_floor
+from fast_electra.methods.divergence import WARM_UP, WINDOW, Spikes, broken_throughout, is_below_floor, last_below_floor
 
 
 def test_the_running_figures_are_numpys_until_the_window_is_full_and_forget_afterwards():

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from fast_electra import documentation
-from fast_electra.documents import read_documents
+from fast_electra.corpora import documentation
+from fast_electra.corpora.documents import read_documents
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,6 @@ def test_docstrings_come_in_the_order_of_the_source(tmp_path):
 
 
 def test_another_process_writes_the_same_bytes(written, tmp_path):
-    code = f"from fast_electra import documentation; documentation.write({str(tmp_path)!r})"
+    code = f"from fast_electra.corpora import documentation; documentation.write({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "7"})
     assert (tmp_path / documentation.FILE_NAME).read_bytes() == written.read_bytes()

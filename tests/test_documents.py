@@ -13,8 +13,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fast_electra import documents
-from fast_electra.documents import Tally, list_sources, read_documents
+from fast_electra.corpora import documents
+from fast_electra.corpora.documents import Tally, list_sources, read_documents
 
 TEXTS = ["One line.", "Two\nlines \u2014 caf\u00e9.", "\U0001f600 third"]
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}

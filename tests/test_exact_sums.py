@@ -13,16 +13,13 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
-from fast_electra import (
-    deepspeed_config,
-    discriminator,
-    exact_sums,
-    joint,
-    parallel,
-    recipes,
-    setup_run,
-)
-from fast_electra.config import DataConfig
+from fast_electra.engine import deepspeed_config, parallel
+from fast_electra.kernels import exact_sums
+from fast_electra.methods import joint
+from fast_electra.models import discriminator
+from fast_electra.pretraining import setup_run
+from fast_electra.settings import recipes
+from fast_electra.settings.config import DataConfig
 
 TOKENS, WIDTH = 8192, 32
 WORDS = "embeddings.tok_embeddings"

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, clean_environment
 from torch._dynamo.exc import InternalTorchDynamoError
 
-from fast_electra import failure, preemption, run_state
-from fast_electra.divergence import DivergedError
+from fast_electra.methods.divergence import DivergedError
+from fast_electra.runs import failure, preemption, run_state
 
 CASES = {
     "input": (ValueError("seed = -1: give more"), 2, "seed = -1: give more"),
@@ -47,7 +47,7 @@ def test_every_kind_of_end_has_a_status_and_a_way_out(case):
 
 ENDS = """
 import sys
-from fast_electra import failure
+from fast_electra.runs import failure
 try:
     exec(sys.argv[1])
 except Exception as error:

@@ -17,7 +17,8 @@ import psutil
 import pytest
 from conftest import ROOT, TINY, clean_environment, launch, launched, metrics, wait_for
 
-from fast_electra import checkpoint, run_state
+from fast_electra.checkpoints import checkpoint
+from fast_electra.runs import run_state
 
 LONG = [*TINY, "--objective=mlm", "--run.steps=400", "--run.save_every=10", "--run.evaluate_every=1000"]
 

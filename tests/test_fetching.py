@@ -7,13 +7,13 @@ import pytest
 from conftest import ROOT, clean_environment
 from huggingface_hub import constants, is_offline_mode
 
-from fast_electra import fetching, parallel
+from fast_electra.engine import fetching, parallel
 
 FETCH = """
 import os, sys, time
 from pathlib import Path
 from huggingface_hub import constants
-from fast_electra import fetching, parallel
+from fast_electra.engine import fetching, parallel
 
 parallel.start()
 name, cache = sys.argv[-1], Path.cwd() / "cache"

@@ -28,9 +28,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from fast_electra import finetune_runs, glue, run_folder, run_state, scores, squad, task_head, tasks
-from fast_electra.divergence import DivergedError
-from fast_electra.finetune import Job, Settings, finetune
+from fast_electra.evaluation import scores
+from fast_electra.finetuning import finetune_runs, glue, squad, task_head, tasks
+from fast_electra.finetuning.finetune import Job, Settings, finetune
+from fast_electra.methods.divergence import DivergedError
+from fast_electra.runs import run_folder, run_state
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER = ROOT / "launchers" / "finetune.py"
@@ -338,7 +340,7 @@ def test_a_loss_that_diverges_is_an_error_and_no_result(encoders, files, tmp_pat
 
 
 def test_it_is_noticed_while_training_goes_on(encoders, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("fast_electra.finetune._LOOKED_AT", 2)
+    monkeypatch.setattr("fast_electra.finetuning.finetune._LOOKED_AT", 2)
     wild = Settings(learning_rate=1e20, layer_decay=1.0, epochs=9, warmup_ratio=0.0, bf16=False)
     with pytest.raises(DivergedError, match=r"STS-B seed 1, step [2468] of \d+: weights of the model are no numbers"):
         finetune(encoders["modernbert"], "STS-B", 1, files, str(tmp_path), wild)

@@ -24,9 +24,8 @@ from tiny_models import (
 from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig, ElectraConfig, GPT2Config, PreTrainedModel
 
-from fast_electra import discriminator
-from fast_electra.discriminator import ReplacedTokenDetection
-from fast_electra.flops import (
+from fast_electra.batching.separation import WHOLE_ROWS
+from fast_electra.costs.flops import (
     OBJECTIVES,
     VENDOR_PEAK,
     attention_share,
@@ -37,8 +36,9 @@ from fast_electra.flops import (
     training_step,
     vendor_peak,
 )
-from fast_electra.model_flops import PARTS
-from fast_electra.separation import WHOLE_ROWS
+from fast_electra.costs.model_flops import PARTS
+from fast_electra.models import discriminator
+from fast_electra.models.discriminator import ReplacedTokenDetection
 
 STEP = {"batch_rows": ROWS, "sequence_length": LENGTH, "num_masked": MASKED}
 
@@ -267,7 +267,7 @@ def test_measured_peak_of_nothing_is_refused() -> None:
 
 def test_measured_peak_is_the_median_after_two_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 90.0, 0.0, 90.0, 0.0, 1.0, 0.0, 4.0, 0.0, 2.0])
-    monkeypatch.setattr("fast_electra.flops.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("fast_electra.costs.flops.time.perf_counter", lambda: next(clock))
     assert measured_matmul_flops_per_second("cpu", torch.float32, size=8, repeats=3) == 2 * 8**3 / 2.0
 
 

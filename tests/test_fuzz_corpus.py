@@ -19,10 +19,10 @@ from damage import (
     right_or_refused,
 )
 
-from fast_electra import corpus
-from fast_electra.batches import Batches
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
+from fast_electra.batching.batches import Batches
+from fast_electra.corpora import corpus
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.settings.config import DataConfig
 
 UNHURT = [("corpus.bin", Insert(0, b"", False))]
 TOKENIZER_FILES = ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]

@@ -14,7 +14,7 @@ import zstandard
 from damage import BYTES, LONG, REFUSED, RIGHT, Flip, Insert, Odd, apply, cases, damages, explore, right_or_refused
 from hypothesis import strategies as st
 
-from fast_electra.documents import read_documents
+from fast_electra.corpora.documents import read_documents
 
 TEXTS = [
     f"Document {number}: na\u00efve \u2014 \U0001f600\n  second line.\n" * (number % 7 + 1) for number in range(40)

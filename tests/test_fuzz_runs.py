@@ -27,18 +27,13 @@ from damage import (
 from hypothesis import strategies as st
 from test_replacement_store import PROVENANCE, build
 
-from fast_electra import (
-    checkpoint,
-    command_line,
-    config_file,
-    deepspeed_config,
-    json_file,
-    recipes,
-    run_folder,
-    summary,
-)
-from fast_electra.manifest import hash_file
-from fast_electra.replacement_store import ReplacementStore
+from fast_electra.checkpoints import checkpoint
+from fast_electra.corpora.manifest import hash_file
+from fast_electra.engine import deepspeed_config
+from fast_electra.files import json_file
+from fast_electra.replacements.replacement_store import ReplacementStore
+from fast_electra.runs import command_line, run_folder, summary
+from fast_electra.settings import config_file, recipes
 
 IDENTITY = {
     name: value

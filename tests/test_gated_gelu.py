@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import ModernBertConfig, ModernBertModel
 
-from fast_electra import compilation, gated_gelu
+from fast_electra.kernels import compilation, gated_gelu
 
 
 def make_model(activation="gelu", dropout=0.0, num_layers=2):

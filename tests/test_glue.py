@@ -6,8 +6,8 @@ import datasets
 import pytest
 from task_files import NLI, write_task
 
-from fast_electra import glue
-from fast_electra.glue import TASKS, Example
+from fast_electra.finetuning import glue
+from fast_electra.finetuning.glue import TASKS, Example
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "glue"
 

@@ -12,7 +12,7 @@ from conftest import ROOT, clean_environment
 from deepspeed.runtime.zero import stage3
 from torch import nn
 
-from fast_electra import gradient_sums, parallel
+from fast_electra.engine import gradient_sums, parallel
 
 MICRO_BATCHES = 3
 UPDATES = 4
@@ -136,7 +136,7 @@ def test_a_sum_under_zero_3_is_handed_to_adam_where_it_lies():
 
 
 TWO = """
-from fast_electra import parallel
+from fast_electra.engine import parallel
 from test_gradient_sums import CLIPS, OF_OURS, as_deepspeed_sums, digest, trained
 
 for stage, dtype in OF_OURS:

@@ -4,8 +4,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from fast_electra import gumbel
-from fast_electra.gumbel import ARRIVALS, NoiseKeys, arrival_tokens, draw_arrivals, gumbel_noise, noise_state
+from fast_electra.replacements import gumbel
+from fast_electra.replacements.gumbel import (
+    ARRIVALS,
+    NoiseKeys,
+    arrival_tokens,
+    draw_arrivals,
+    gumbel_noise,
+    noise_state,
+)
 
 
 def keys(num_positions, seed=0):

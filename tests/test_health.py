@@ -17,11 +17,14 @@ from conftest import ROOT, TINY, clean_environment, launch
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fast_electra import broken_updates, parallel, pretrain, recipes, run_folder, setup_run, sharded_weights
-from fast_electra.broken_updates import Verdict
-from fast_electra.divergence import WARM_UP, DivergedError
-from fast_electra.progress import Progress
-from fast_electra.watchdog import Watchdog
+from fast_electra.engine import broken_updates, parallel, sharded_weights
+from fast_electra.engine.broken_updates import Verdict
+from fast_electra.methods.divergence import WARM_UP, DivergedError
+from fast_electra.pretraining import pretrain, setup_run
+from fast_electra.pretraining.progress import Progress
+from fast_electra.runs import run_folder
+from fast_electra.runs.watchdog import Watchdog
+from fast_electra.settings import recipes
 
 ROWS, MICRO = 8, 4
 RHYTHM = {
@@ -259,10 +262,11 @@ import sys
 sys.path.insert(0, sys.argv[-1])
 from pathlib import Path
 from test_health import MICRO, ROWS, break_loss, make_run, row_numbers
-from fast_electra import parallel, pretrain
-from fast_electra.divergence import DivergedError
-from fast_electra.progress import Progress
-from fast_electra.watchdog import Watchdog
+from fast_electra.engine import parallel
+from fast_electra.pretraining import pretrain
+from fast_electra.methods.divergence import DivergedError
+from fast_electra.pretraining.progress import Progress
+from fast_electra.runs.watchdog import Watchdog
 
 run = make_run(Path("run"), sys.argv[-2])
 if parallel.rank() == 1:

@@ -8,7 +8,7 @@ import pytest
 _FAULTS = """
 import resource, sys
 import torch
-from fast_electra import heap
+from fast_electra.engine import heap
 
 if sys.argv[1] == "kept":
     assert heap.keep_freed()

@@ -5,8 +5,8 @@ import json
 import datasets
 import pytest
 
-from fast_electra.documents import Tally, read_documents
-from fast_electra.hub import identify, read_texts
+from fast_electra.corpora.documents import Tally, read_documents
+from fast_electra.corpora.hub import identify, read_texts
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,17 @@ from conftest import TINY, launch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ElectraConfig, RobertaConfig
 
-from fast_electra import discriminator, initial_weights, recipes, run_folder, setup_run
-from fast_electra.config import EncoderConfig
-from fast_electra.decoupled import Decoupled
-from fast_electra.encoder import transformers_config
-from fast_electra.joint import DisentangledEmbedding, Joint
-from fast_electra.objectives import Mlm
-from fast_electra.sharded_weights import assign_weights, begin
-from fast_electra.summary import begun, describe
+from fast_electra.engine.sharded_weights import assign_weights, begin
+from fast_electra.methods.decoupled import Decoupled
+from fast_electra.methods.joint import DisentangledEmbedding, Joint
+from fast_electra.methods.objectives import Mlm
+from fast_electra.models import discriminator, initial_weights
+from fast_electra.models.encoder import transformers_config
+from fast_electra.pretraining import setup_run
+from fast_electra.runs import run_folder
+from fast_electra.runs.summary import begun, describe
+from fast_electra.settings import recipes
+from fast_electra.settings.config import EncoderConfig
 
 SHAPE = EncoderConfig(num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=64)
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
-from fast_electra import discriminator, parallel, recipes, sharded_weights
-from fast_electra.batches import MaskedBatch
-from fast_electra.config import EncoderConfig
-from fast_electra.decoupled import Decoupled
-from fast_electra.encoder import transformers_config
-from fast_electra.joint import Joint, JointOutputs, generator_encoder
-from fast_electra.objectives import masked_lm_inputs
+from fast_electra.batching.batches import MaskedBatch
+from fast_electra.engine import parallel, sharded_weights
+from fast_electra.methods.decoupled import Decoupled
+from fast_electra.methods.joint import Joint, JointOutputs, generator_encoder
+from fast_electra.methods.objectives import masked_lm_inputs
+from fast_electra.models import discriminator
+from fast_electra.models.encoder import transformers_config
+from fast_electra.settings import recipes
+from fast_electra.settings.config import EncoderConfig
 
 ROWS, LENGTH, MASKED = 6, 24, 4
 ELECTRA = EncoderConfig("electra", 4, 32, 4, 48, embedding_size=16, max_positions=64)

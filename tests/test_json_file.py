@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fast_electra import json_file
+from fast_electra.files import json_file
 
 VALUES = {"step": 100, "files": {"a": [1.5, None, True, "\u00e9"]}}
 REMEDY = "Fetch it again"

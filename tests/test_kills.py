@@ -8,10 +8,10 @@ import pytest
 from conftest import TINY, launch
 from kill_harness import differing, kill_again_and_again
 
-from fast_electra.batches import Batches
-from fast_electra.checkpoint import Position
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
+from fast_electra.batching.batches import Batches
+from fast_electra.checkpoints.checkpoint import Position
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.settings.config import DataConfig
 
 OFTEN = [*TINY, "--objective=mlm", "--run.save_every=2", "--run.evaluate_every=5"]
 
@@ -44,7 +44,8 @@ def test_killed_25_times_a_run_ends_with_the_same_bits(tiny_corpus, tmp_path, re
 
 @pytest.mark.parametrize("step", [10, 1_000_000, 10**9])
 def test_a_position_is_found_and_not_replayed(step, tiny_corpus, monkeypatch):
-    from fast_electra import parallel, pretrain
+    from fast_electra.engine import parallel
+    from fast_electra.pretraining import pretrain
 
     opened = Batches([(Corpus.open(tiny_corpus), 1.0)], DataConfig(sequence_length=32, held_out_rows=32), seed=0)
     read = []

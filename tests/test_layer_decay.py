@@ -6,7 +6,7 @@ import pytest
 from tiny_models import CONFIGS
 from transformers import AlbertConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from fast_electra.layer_decay import parameter_groups
+from fast_electra.finetuning.layer_decay import parameter_groups
 
 RATE, DECAY = 2e-4, 0.5
 

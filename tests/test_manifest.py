@@ -6,7 +6,7 @@ import json
 import pytest
 import xxhash
 
-from fast_electra.manifest import FILE_NAME, FileRecord, Manifest, hash_file
+from fast_electra.corpora.manifest import FILE_NAME, FileRecord, Manifest, hash_file
 
 RECORDS = [FileRecord("corpus.bin", 10, "a" * 32), FileRecord("corpus.idx", 20, "b" * 32)]
 MANIFEST = Manifest(
@@ -94,6 +94,6 @@ def test_the_fingerprint_follows_the_files_and_nothing_else():
 
 
 def test_files_are_hashed_block_by_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("fast_electra.manifest._BLOCK", 7)
+    monkeypatch.setattr("fast_electra.corpora.manifest._BLOCK", 7)
     (tmp_path / "file").write_bytes(b"some bytes, more than seven")
     assert hash_file(tmp_path / "file") == xxhash.xxh3_128_hexdigest(b"some bytes, more than seven")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fast_electra.masking import masked_positions
+from fast_electra.batching.masking import masked_positions
 
 SPECIAL = [0, 1, 2, 3, 4]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fast_electra import megatron_index
-from fast_electra.megatron_index import narrowest_dtype, read_index
+from fast_electra.corpora import megatron_index
+from fast_electra.corpora.megatron_index import narrowest_dtype, read_index
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

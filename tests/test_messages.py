@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fast_electra import failure
+from fast_electra.runs import failure
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "WHEN_SOMETHING_GOES_WRONG.md").read_text()

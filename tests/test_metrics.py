@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from fast_electra import metrics
+from fast_electra.methods import metrics
 
 
 @pytest.fixture

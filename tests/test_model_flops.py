@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
 
-from fast_electra.flops import Passes, flop_counter
-from fast_electra.model_flops import (
+from fast_electra.costs.flops import Passes, flop_counter
+from fast_electra.costs.model_flops import (
     FAMILIES,
     encoder_backward,
     encoder_forward,

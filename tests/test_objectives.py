@@ -7,13 +7,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from fast_electra import recipes, statistic
-from fast_electra.batches import MaskedBatch
-from fast_electra.config import TemperatureConfig
-from fast_electra.objectives import Frozen, Mlm, corrupt
-from fast_electra.randomness import Stream, uniform
-from fast_electra.statistic import Statistic, uniforms, unigram
-from fast_electra.temperature import temperature
+from fast_electra.batching.batches import MaskedBatch
+from fast_electra.batching.randomness import Stream, uniform
+from fast_electra.methods.objectives import Frozen, Mlm, corrupt
+from fast_electra.methods.temperature import temperature
+from fast_electra.models import statistic
+from fast_electra.models.statistic import Statistic, uniforms, unigram
+from fast_electra.settings import recipes
+from fast_electra.settings.config import TemperatureConfig
 
 VOCABULARY, SPECIAL, MASK = 20, [0, 1, 2, 3, 4], 4
 

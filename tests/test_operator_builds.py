@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from fast_electra import operator_builds
-from fast_electra.operator_builds import announce, prefer_own_ninja, release_abandoned
+from fast_electra.kernels import operator_builds
+from fast_electra.kernels.operator_builds import announce, prefer_own_ninja, release_abandoned
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from tiny_models import CONFIGS
 from torch import nn
 from transformers import AutoModel, MegatronBertConfig, RobertaPreLayerNormConfig
 
-from fast_electra import discriminator
-from fast_electra.optim import exempt_from_decay, learning_rate, parameter_groups
-from fast_electra.run_config import OptimizerConfig
+from fast_electra.engine.optim import exempt_from_decay, learning_rate, parameter_groups
+from fast_electra.models import discriminator
+from fast_electra.settings.run_config import OptimizerConfig
 
 
 def test_the_rate_rises_then_falls_to_nothing():

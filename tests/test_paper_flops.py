@@ -3,7 +3,7 @@
 import pytest
 from transformers import ElectraConfig
 
-from fast_electra.paper_flops import paper_training_flops
+from fast_electra.costs.paper_flops import paper_training_flops
 
 
 def electra(hidden: int, layers: int, embedding: int) -> ElectraConfig:

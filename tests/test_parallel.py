@@ -14,23 +14,15 @@ import torch
 from conftest import ROOT, clean_environment
 from transformers import AutoModelForMaskedLM
 
-from fast_electra import (
-    buffers,
-    deepspeed_config,
-    discriminator,
-    heap,
-    optim,
-    parallel,
-    recipes,
-    sharded_weights,
-    torchs_linear,
-)
-from fast_electra.auxiliary import Auxiliary, MaskedLM, build_masked_lm
-from fast_electra.batches import Batches
-from fast_electra.config import ENCODER_TYPES, DataConfig, EncoderConfig, TemperatureConfig
-from fast_electra.corpus import Corpus
-from fast_electra.encoder import transformers_config
-from fast_electra.objectives import Frozen
+from fast_electra.batching.batches import Batches
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.engine import buffers, deepspeed_config, heap, optim, parallel, sharded_weights, torchs_linear
+from fast_electra.methods.objectives import Frozen
+from fast_electra.models import discriminator
+from fast_electra.models.auxiliary import Auxiliary, MaskedLM, build_masked_lm
+from fast_electra.models.encoder import transformers_config
+from fast_electra.settings import recipes
+from fast_electra.settings.config import ENCODER_TYPES, DataConfig, EncoderConfig, TemperatureConfig
 
 SHARE = """
 import resource
@@ -39,9 +31,11 @@ from types import SimpleNamespace
 
 import torch
 from deepspeed.utils import groups
-from fast_electra import command_line, deepspeed_config, discriminator, parallel, sharded_weights
-from fast_electra.encoder import transformers_config
-from fast_electra.stop_vote import StopVote
+from fast_electra.runs import command_line
+from fast_electra.engine import deepspeed_config, parallel, sharded_weights
+from fast_electra.models import discriminator
+from fast_electra.models.encoder import transformers_config
+from fast_electra.engine.stop_vote import StopVote
 
 class Words:
     pad_token_id, cls_token_id, sep_token_id = 0, 2, 3
@@ -294,7 +288,7 @@ def test_deepspeeds_accelerator_says_where_a_process_computes(monkeypatch):
 
 LEAVE = """
 import sys, time
-from fast_electra import parallel
+from fast_electra.engine import parallel
 
 parallel.start()
 if parallel.rank() == 1:

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from benchmarks import cases, contestant, costs, measure, plain_rival, rows, targets
 from benchmarks.cases import Case
 from benchmarks.contestant import Variant
-from fast_electra import discriminator, joint, parallel
-from fast_electra.auxiliary import MaskedLM
-from fast_electra.batches import Batches, MaskedBatch
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
+from fast_electra.batching.batches import Batches, MaskedBatch
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.engine import parallel
+from fast_electra.methods import joint
+from fast_electra.models import discriminator
+from fast_electra.models.auxiliary import MaskedLM
+from fast_electra.settings.config import DataConfig
 
 ROOT = Path(__file__).parent.parent
 

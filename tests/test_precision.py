@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from fast_electra import precision
+from fast_electra.kernels import precision
 
 
 def test_a_named_dtype_is_taken_whatever_the_hardware():

@@ -20,13 +20,16 @@ from conftest import TINY, clean_environment, launch, metrics, wait_for
 from conftest import start as start_command
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
-from fast_electra import config as configs
-from fast_electra import config_file, failure, precompute, preemption, replay, run_state, setup_run
-from fast_electra.auxiliary import weights_fingerprint
-from fast_electra.config import Config
-from fast_electra.objectives import Frozen
-from fast_electra.replacement_store import Provenance, ReplacementStore
-from fast_electra.replacements import TemperatureGrid
+from fast_electra.methods import replay
+from fast_electra.methods.objectives import Frozen
+from fast_electra.models.auxiliary import weights_fingerprint
+from fast_electra.pretraining import precompute, setup_run
+from fast_electra.replacements.replacement_paths import TemperatureGrid
+from fast_electra.replacements.replacement_store import Provenance, ReplacementStore
+from fast_electra.runs import failure, preemption, run_state
+from fast_electra.settings import config as configs
+from fast_electra.settings import config_file
+from fast_electra.settings.config import Config
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = "launchers/precompute_replacements.py"
@@ -37,7 +40,7 @@ DRAWS = 2
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, documents):
     """A corpus of some hundred rows of 32 tokens and a masked LM for it, with new weights."""
-    from fast_electra import corpus
+    from fast_electra.corpora import corpus
 
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "text.txt").write_text("\n\n".join(documents)[:35_000])

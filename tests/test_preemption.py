@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY, launch, launch_command, launched, metrics, start, wait_for
 from safetensors.torch import load_file
 
-from fast_electra import preemption
+from fast_electra.runs import preemption
 
 STEPS = 30
 LONG = [*TINY, "--objective=mlm", f"--run.steps={STEPS}", "--run.save_every=1000", "--run.evaluate_every=7"]
@@ -175,7 +175,7 @@ def test_ctrl_c_twice_ends_all_below_the_command_that_a_container_starts(tiny_co
 
 SIGNALLED = """
 import os, signal, sys, time
-from fast_electra import preemption
+from fast_electra.runs import preemption
 preemption.install()
 os.kill(os.getpid(), signal.SIGUSR1)
 os.kill(os.getpid(), signal.SIGTERM)
@@ -204,7 +204,7 @@ def test_further_signals_are_ignored_to_the_end():
 
 IN_A_PIPE = """
 import os, signal
-from fast_electra import preemption
+from fast_electra.runs import preemption
 preemption.install()
 with preemption.ctrl_c_saves():
     os.kill(os.getpid(), signal.SIGINT)
@@ -234,7 +234,7 @@ def test_ctrl_c_saves_although_it_ends_who_reads_what_is_said(tmp_path):
 
 CTRL_C = """
 import os, signal
-from fast_electra import preemption
+from fast_electra.runs import preemption
 
 def press():
     os.kill(os.getpid(), signal.SIGINT)
@@ -280,7 +280,7 @@ def test_ctrl_c_is_noted_once_and_only_where_there_is_something_to_save(tmp_path
 
 AT_ONCE = """
 import os, signal
-from fast_electra import preemption
+from fast_electra.runs import preemption
 preemption.install()
 with preemption.at_once():
     os.kill(os.getpid(), signal.SIGTERM)

@@ -17,7 +17,7 @@ from pydoc_data.topics import topics
 import pytest
 from transformers import AutoTokenizer
 
-from fast_electra.staging import staged
+from fast_electra.files.staging import staged
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ROOT / "launchers" / "prepare_corpus.py"

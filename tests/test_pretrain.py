@@ -18,8 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
 
 import fast_electra
-from fast_electra import checkpoint, command_line, config_file, pretrain, recipes
-from fast_electra.run_config import RunConfig
+from fast_electra.checkpoints import checkpoint
+from fast_electra.pretraining import pretrain
+from fast_electra.runs import command_line
+from fast_electra.settings import config_file, recipes
+from fast_electra.settings.run_config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -329,7 +332,7 @@ def test_the_packages_own_example_trains_from_python(tiny_corpus, auxiliary, tmp
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "aux").symlink_to(auxiliary)
     (tmp_path / "ds_configs").symlink_to(ROOT / "ds_configs")
-    code = "from pathlib import Path\nfrom fast_electra import config_file\n" + code
+    code = "from pathlib import Path\nfrom fast_electra.settings import config_file\n" + code
     environment = clean_environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=240)
     assert (tmp_path / "runs" / "small" / "export" / "model.safetensors").exists()

@@ -12,7 +12,7 @@ from benchmarks import contestant, products, rows
 from benchmarks.cases import Case
 from benchmarks.contestant import PARTS, Variant
 from benchmarks.products_section import milliseconds, products_section
-from fast_electra import deepspeed_config, parallel
+from fast_electra.engine import deepspeed_config, parallel
 
 ROOT = Path(__file__).parent.parent
 TINY = Case("demo", "frozen", 64, 512, "masked", 4)

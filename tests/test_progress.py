@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_health import make_run
 
-from fast_electra import progress as clocks
-from fast_electra.checkpoint import Position
-from fast_electra.progress import Progress
-from fast_electra.watchdog import Watchdog
+from fast_electra.checkpoints.checkpoint import Position
+from fast_electra.pretraining import progress as clocks
+from fast_electra.pretraining.progress import Progress
+from fast_electra.runs.watchdog import Watchdog
 
 
 @pytest.fixture

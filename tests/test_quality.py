@@ -17,12 +17,14 @@ from transformers import AutoTokenizer
 
 from benchmarks import arms, judge, masked_lms, quality, quality_sections, rows, verdicts
 from benchmarks.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread
-from fast_electra import command_line, discriminator, objectives
-from fast_electra.auxiliary import MaskedLM, build_masked_lm, load, weights_fingerprint
-from fast_electra.batches import Batches
-from fast_electra.config import DataConfig, EncoderConfig
-from fast_electra.corpus import Corpus
-from fast_electra.encoder import transformers_config
+from fast_electra.batching.batches import Batches
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.methods import objectives
+from fast_electra.models import discriminator
+from fast_electra.models.auxiliary import MaskedLM, build_masked_lm, load, weights_fingerprint
+from fast_electra.models.encoder import transformers_config
+from fast_electra.runs import command_line
+from fast_electra.settings.config import DataConfig, EncoderConfig
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ import mmap
 import numpy as np
 import pytest
 
-from fast_electra import random_reads
+from fast_electra.files import random_reads
 
 PAGE = mmap.PAGESIZE
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fast_electra import randomness
-from fast_electra.randomness import Stream, bits, mixed, mixed_uniform, permute, state_on, uniform
+from fast_electra.batching import randomness
+from fast_electra.batching.randomness import Stream, bits, mixed, mixed_uniform, permute, state_on, uniform
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 1000, 4096])

@@ -1,7 +1,7 @@
 import pytest
 
-from fast_electra import recipes
-from fast_electra.encoder import transformers_config
+from fast_electra.models.encoder import transformers_config
+from fast_electra.settings import recipes
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -9,12 +9,15 @@ from torch import nn
 from transformers import ElectraForPreTraining
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fast_electra import discriminator, parallel, pretrain, recipes, setup_run
-from fast_electra.config import EncoderConfig
-from fast_electra.discriminator import ReplacedTokenDetection
-from fast_electra.encoder import recompute_activations, transformers_config
-from fast_electra.progress import Progress
-from fast_electra.watchdog import Watchdog
+from fast_electra.engine import parallel
+from fast_electra.models import discriminator
+from fast_electra.models.discriminator import ReplacedTokenDetection
+from fast_electra.models.encoder import recompute_activations, transformers_config
+from fast_electra.pretraining import pretrain, setup_run
+from fast_electra.pretraining.progress import Progress
+from fast_electra.runs.watchdog import Watchdog
+from fast_electra.settings import recipes
+from fast_electra.settings.config import EncoderConfig
 
 
 def built(kind, tokenizer):

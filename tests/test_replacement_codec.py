@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fast_electra.gumbel import ARRIVALS, NoiseKeys, arrival_tokens
-from fast_electra.replacement_codec import RowCodec
-from fast_electra.replacements import Paths, tokens_at
+from fast_electra.replacements.gumbel import ARRIVALS, NoiseKeys, arrival_tokens
+from fast_electra.replacements.replacement_codec import RowCodec
+from fast_electra.replacements.replacement_paths import Paths, tokens_at
 
 SEED = 11
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from fast_electra import replacement_store
-from fast_electra.gumbel import NoiseKeys, gumbel_noise
-from fast_electra.replacement_store import (
+from fast_electra.replacements import replacement_store
+from fast_electra.replacements.gumbel import NoiseKeys, gumbel_noise
+from fast_electra.replacements.replacement_paths import TemperatureGrid, replacement_paths, sample
+from fast_electra.replacements.replacement_store import (
     Provenance,
     ReplacementStore,
     begin,
@@ -25,7 +26,6 @@ from fast_electra.replacement_store import (
     finish,
     write_shard,
 )
-from fast_electra.replacements import TemperatureGrid, replacement_paths, sample
 
 PROVENANCE = Provenance(
     corpus="c0ffee",
@@ -206,7 +206,7 @@ def test_a_store_that_another_process_has_verified_is_not_hashed_again(copy, bui
 
 def test_rows_are_foreseen_as_they_will_be_read(built, monkeypatch):
     told, keys = [], [21, 0, 13]
-    monkeypatch.setattr("fast_electra.random_reads.foresee", lambda *asked: told.append(asked))
+    monkeypatch.setattr("fast_electra.files.random_reads.foresee", lambda *asked: told.append(asked))
     store = ReplacementStore(built)
     store.foresee(keys)
     shards = [store._shards[key // 4] for key in keys]
@@ -235,7 +235,7 @@ def test_a_shard_that_several_threads_ask_for_is_hashed_once(built, monkeypatch)
 def test_a_shard_is_read_at_random_only_after_it_was_hashed(built, monkeypatch):
     digest, order = replacement_store.xxhash.xxh3_64_digest, []
     monkeypatch.setattr(replacement_store.xxhash, "xxh3_64_digest", lambda data: order.append("hash") or digest(data))
-    monkeypatch.setattr("fast_electra.random_reads.expect", lambda _: order.append("random"))
+    monkeypatch.setattr("fast_electra.files.random_reads.expect", lambda _: order.append("random"))
     ReplacementStore(built).foresee([0])
     ReplacementStore(built, verified=True).foresee([0])
     assert order == ["hash", "random", "random"]

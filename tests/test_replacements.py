@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fast_electra import replacements
-from fast_electra.gumbel import NoiseKeys, gumbel_noise
-from fast_electra.replacements import (
+from fast_electra.replacements import replacement_paths as replacements
+from fast_electra.replacements.gumbel import NoiseKeys, gumbel_noise
+from fast_electra.replacements.replacement_paths import (
     TemperatureGrid,
     paths_in_chunks,
     positions_per_chunk,

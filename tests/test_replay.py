@@ -11,16 +11,19 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from fast_electra import json_file, pretrain, replacement_store, replay, setup_run
-from fast_electra.auxiliary import Auxiliary, MaskedLM
-from fast_electra.batches import Batches
-from fast_electra.config import Config, DataConfig, EncoderConfig, TemperatureConfig
-from fast_electra.gumbel import NoiseKeys, gumbel_noise
-from fast_electra.objectives import Frozen
-from fast_electra.precompute import Precomputation, provenance_of
-from fast_electra.replacement_store import ReplacementStore
-from fast_electra.replacements import TemperatureGrid, sample
-from fast_electra.run_config import RunConfig
+from fast_electra.batching.batches import Batches
+from fast_electra.files import json_file
+from fast_electra.methods import replay
+from fast_electra.methods.objectives import Frozen
+from fast_electra.models.auxiliary import Auxiliary, MaskedLM
+from fast_electra.pretraining import pretrain, setup_run
+from fast_electra.pretraining.precompute import Precomputation, provenance_of
+from fast_electra.replacements import replacement_store
+from fast_electra.replacements.gumbel import NoiseKeys, gumbel_noise
+from fast_electra.replacements.replacement_paths import TemperatureGrid, sample
+from fast_electra.replacements.replacement_store import ReplacementStore
+from fast_electra.settings.config import Config, DataConfig, EncoderConfig, TemperatureConfig
+from fast_electra.settings.run_config import RunConfig
 
 LENGTH, STEPS, BATCH = 16, 30, 8
 DATA = DataConfig(sequence_length=LENGTH, held_out_rows=6, num_draws=2)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fast_electra import recipes, run_folder
+from fast_electra.runs import run_folder
+from fast_electra.settings import recipes
 
 
 @pytest.fixture

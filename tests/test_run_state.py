@@ -11,12 +11,12 @@ import time
 import pytest
 from conftest import ROOT
 
-from fast_electra import run_state
-from fast_electra.staging import BusyError
+from fast_electra.files.staging import BusyError
+from fast_electra.runs import run_state
 
 HOLD = """
 import sys, time
-from fast_electra import run_state
+from fast_electra.runs import run_state
 run_state.take(sys.argv[1])
 print("held", flush=True)
 time.sleep(120)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fast_electra import scores
+from fast_electra.evaluation import scores
 
 NAMES = ("accuracy", "f1", "matthews")
 

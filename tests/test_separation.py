@@ -11,11 +11,12 @@ from tiny_models import CONFIGS, FUSED, LENGTH, POSITIONS, ROWS, VOCABULARY, ber
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoModelForMaskedLM, BertConfig, FunnelConfig
 
-from fast_electra import discriminator, separation
-from fast_electra.auxiliary import MaskedLM
-from fast_electra.discriminator import ReplacedTokenDetection
-from fast_electra.model_flops import FAMILIES
-from fast_electra.separation import SEPARABLE, WHOLE_ROWS, places, require_separable
+from fast_electra.batching import separation
+from fast_electra.batching.separation import SEPARABLE, WHOLE_ROWS, places, require_separable
+from fast_electra.costs.model_flops import FAMILIES
+from fast_electra.models import discriminator
+from fast_electra.models.auxiliary import MaskedLM
+from fast_electra.models.discriminator import ReplacedTokenDetection
 
 # Where documents begin in each row: of one token, at the row's end, none but the first.
 BEGINS = [[0, 7, 8, 17], [0, 19], [0]]

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, TINY, clean_environment, launch, metrics
 from safetensors.torch import load_file
 
-from fast_electra import corpus
+from fast_electra.corpora import corpus
 
 APART = "--data.separate_documents=true"
 

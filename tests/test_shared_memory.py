@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, clean_environment
 
-from fast_electra import shared_memory
+from fast_electra.engine import shared_memory
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ import os, signal
 from pathlib import Path
 import torch
 import deepspeed.comm
-from fast_electra import parallel
+from fast_electra.engine import parallel
 
 parallel.start()
 parallel.barrier()

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from fast_electra import slurm
+from fast_electra.runs import slurm
 
 SCRIPTS = sorted((ROOT / "launchers" / "slurm").iterdir())
 LONG = [each for each in SCRIPTS if each.suffix == ".sbatch" and each.stem != "benchmark"]

@@ -131,7 +131,7 @@ def test_the_cluster_would_take_the_job_scripts(cluster):
 
 
 def test_hosts_are_named_in_slurms_order(cluster):
-    from fast_electra import slurm
+    from fast_electra.runs import slurm
 
     for nodes in ("gpu[007-012,3],login", "rack[2,4]node[10-12]", "gpu-[1-3],x[1-2]", "b"):
         assert slurm.first_host(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from task_files import write_squad
 
-from fast_electra import squad
-from fast_electra.squad import Question
+from fast_electra.finetuning import squad
+from fast_electra.finetuning.squad import Question
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "squad"
 CONTEXT = " ".join(f"The {number}th sentence, of no use (at all), ends." for number in range(40))

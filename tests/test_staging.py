@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fast_electra.staging import BusyError, staged
+from fast_electra.files.staging import BusyError, staged
 
 
 def write(output, **options):

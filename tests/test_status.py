@@ -13,9 +13,13 @@ import torch
 from conftest import ROOT, clean_environment
 from test_checkpoint import make
 
-from fast_electra import checkpoint, recipes, row_text, run_folder, run_state, status, summary
-from fast_electra.batches import Batches
-from fast_electra.corpus import Corpus
+from fast_electra.batching import row_text
+from fast_electra.batching.batches import Batches
+from fast_electra.checkpoints import checkpoint
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.pretraining import status
+from fast_electra.runs import run_folder, run_state, summary
+from fast_electra.settings import recipes
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The page that a run ends with."""
 
-from fast_electra import summary
+from fast_electra.runs import summary
 
 FACTS = {
     "recipe": "demo.auxiliary",

@@ -18,7 +18,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from fast_electra import task_head
+from fast_electra.finetuning import task_head
 
 KINDS = ("modernbert", "electra", "bert", "deberta-v2")
 

@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from fast_electra.config import SCHEDULES, TemperatureConfig
-from fast_electra.temperature import temperature
+from fast_electra.methods.temperature import temperature
+from fast_electra.settings.config import SCHEDULES, TemperatureConfig
 
 
 def test_the_papers_schedule_is_exponential_and_does_not_quite_reach_one():

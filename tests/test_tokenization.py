@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from fast_electra import tokenization, tokenizer
-from fast_electra.tokenization import tokenize
+from fast_electra.corpora import tokenization, tokenizer
+from fast_electra.corpora.tokenization import tokenize
 
 TEXTS = [topics[name] for name in sorted(topics)]
 

@@ -19,7 +19,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from fast_electra import tokenizer
+from fast_electra.corpora import tokenizer
 
 TEXTS = [topics[name] for name in sorted(topics)]
 KINDS = ("unigram", "bpe")

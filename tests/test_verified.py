@@ -3,9 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from fast_electra import parallel, recipes, run_state, setup_run, verified
-from fast_electra.config import DataConfig
-from fast_electra.corpus import Corpus
+from fast_electra.corpora.corpus import Corpus
+from fast_electra.engine import parallel
+from fast_electra.pretraining import setup_run
+from fast_electra.runs import run_state, verified
+from fast_electra.settings import recipes
+from fast_electra.settings.config import DataConfig
 
 
 @pytest.fixture

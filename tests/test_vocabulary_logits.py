@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import step
 from benchmarks.cases import Case
 from benchmarks.live_memory import allocator_peak
-from fast_electra import vocabulary_logits
-from fast_electra.vocabulary_logits import cross_entropy, sample
+from fast_electra.kernels import vocabulary_logits
+from fast_electra.kernels.vocabulary_logits import cross_entropy, sample
 
 NONE = torch.empty(0, dtype=torch.int64)
 

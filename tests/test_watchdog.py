@@ -11,8 +11,8 @@ from conftest import ROOT, clean_environment
 
 WATCHED = """
 import sys, time
-from fast_electra import run_state
-from fast_electra.watchdog import Watchdog
+from fast_electra.runs import run_state
+from fast_electra.runs.watchdog import Watchdog
 run_state.take(sys.argv[1])
 watchdog = Watchdog(2 / 60)
 watchdog.folder = sys.argv[1]
@@ -58,7 +58,7 @@ def test_no_progress_ends_the_process_with_place_and_remedy(start, tmp_path):
 
 def test_a_disk_that_hangs_does_not_keep_it_from_ending(start):
     code = (
-        "from fast_electra import watchdog as module; module._LAST_WORDS_SECONDS = 1; "
+        "from fast_electra.runs import watchdog as module; module._LAST_WORDS_SECONDS = 1; "
         "run_state.end = lambda *a: time.sleep(1000); time.sleep(100)"
     )
     process = start(code)

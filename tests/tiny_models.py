@@ -19,7 +19,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from fast_electra.model_flops import FAMILIES
+from fast_electra.costs.model_flops import FAMILIES
 
 # Odd sizes throughout, so that no two dimensions can be exchanged unseen.
 ROWS, LENGTH, MASKED, VOCABULARY = 3, 20, 4, 97

@@ -1,6 +1,6 @@
 # Read by the job scripts beside it: one srun task per process, logs per rank, back into the queue when told to stop.
 #
-# The processes find each other by SLURM's own variables (fast_electra/slurm.py); no pdsh, no ssh. Where that fails:
+# The processes find each other by SLURM's own variables (fast_electra/runs/slurm.py); no pdsh, no ssh. Where that fails:
 #   MASTER_ADDR, MASTER_PORT   name another address or port of the first node
 #   GLOO_SOCKET_IFNAME         the interface between the nodes, such as eth0 or ib0, when `getent hosts $(hostname)` on
 #                              a node gives 127.0.0.1 or 127.0.1.1: gloo else offers the other nodes that address,
