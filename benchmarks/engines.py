@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import cases, rows
 from benchmarks.cases import Case
-from benchmarks.material import few_rows
+from benchmarks.contest.material import few_rows
 from benchmarks.rows import Row
 from fast_electra.engine import auxiliary_engine, parallel
 from fast_electra.kernels import precision

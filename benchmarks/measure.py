@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, contestant, rows
+from benchmarks import cases, rows
 from benchmarks.cases import Case
-from benchmarks.contestant import PARTS, Contestant, Variant
-from benchmarks.live_memory import allocator_change, allocator_peak
-from benchmarks.per_gpu import REDUCE_BUCKET, per_gpu
+from benchmarks.contest import contestant
+from benchmarks.contest.contestant import PARTS, Contestant, Variant
+from benchmarks.memory.live_memory import allocator_change, allocator_peak
+from benchmarks.memory.per_gpu import REDUCE_BUCKET, per_gpu
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate
 from fast_electra.costs import flops

@@ -22,8 +22,9 @@ from statistics import median
 import torch
 from torch import nn
 
-from benchmarks import cases, contestant
-from benchmarks.contestant import Variant
+from benchmarks import cases
+from benchmarks.contest import contestant
+from benchmarks.contest.contestant import Variant
 from fast_electra.engine import deepspeed_config, optim, parallel
 from fast_electra.kernels import compilation
 from fast_electra.models.encoder import attention_kernel, transformers_config

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from benchmarks import cases, contestant, rows
+from benchmarks import cases, rows
 from benchmarks.cases import Case
-from benchmarks.contestant import PARTS, Contestant, Variant
+from benchmarks.contest import contestant
+from benchmarks.contest.contestant import PARTS, Contestant, Variant
 from benchmarks.rows import Row
 from fast_electra.costs import flops
 from fast_electra.engine import deepspeed_config, parallel

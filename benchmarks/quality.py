@@ -1,4 +1,4 @@
-"""The quality study: every arm of benchmarks/arms.py pre-trained by the ordinary launcher, judged, written as one row.
+"""The quality study: every arm pre-trained by the ordinary launcher, judged, written as one row (study/arms.py).
 
     python -m benchmarks.quality --corpus data/study --blimp data/blimp [--scale 4x128] [--only frozen mlm] [--list]
 
@@ -6,7 +6,7 @@ With --glue FOLDER the main arms are fine-tuned besides, also those that have a 
 GLUE_TASKS, on at most GLUE_ROWS rows.
 Killed and started again it goes on: arms that have a row are skipped, and a run that was cut short goes on from its
 checkpoint. On the corpus of the committed rows it samples from, and is judged by, the masked LMs they were made with
-(benchmarks/masked_lms.py). With --jobs N, N arms run beside each other, each on its share of the cores. Rows are
+(study/masked_lms.py). With --jobs N, N arms run beside each other, each on its share of the cores. Rows are
 written as they come.
 An arm whose numbers go wrong is a row too (`diverged`). Main arms whose runs are still here are judged once more when
 the second judge has been trained (arms.SECOND_JUDGE).
@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks import arms, masked_lms, rows
-from benchmarks.arms import Arm, Scale
+from benchmarks import rows
 from benchmarks.rows import Row
+from benchmarks.study import arms, masked_lms
+from benchmarks.study.arms import Arm, Scale
 
 FORMULA = (
     "flops: FLOPs a token of training (backward = 2 x forward) x tokens of the run; flops_auxiliary: of the training "

@@ -22,8 +22,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from benchmarks import cases, contestant, material, rows
+from benchmarks import cases, rows
 from benchmarks.cases import Case
+from benchmarks.contest import contestant, material
 from benchmarks.rows import Row
 from fast_electra.batching.batches import Batches, MaskedBatch
 from fast_electra.engine import deepspeed_config, parallel

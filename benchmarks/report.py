@@ -13,21 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import (
-    cases,
+from benchmarks import cases, costs, rows
+from benchmarks.memory import per_gpu
+from benchmarks.page import (
     comparisons,
     cost_sections,
-    costs,
     engine_section,
     machine_sections,
-    per_gpu,
     products_section,
     quality_sections,
     replay_section,
-    rows,
     targets,
 )
-from benchmarks.markdown import table
+from benchmarks.page.markdown import table
 from benchmarks.rows import Row
 from benchmarks.simulate import simulate_all
 

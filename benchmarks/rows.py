@@ -23,7 +23,7 @@ _SHAPES = (
     *(f"fast_electra/{name}.py" for name in ("settings/config", "settings/recipes", "models/encoder", "methods/joint")),
 )
 _COUNTED = ("benchmarks/costs.py", "fast_electra/costs/flops.py", "fast_electra/costs/model_flops.py")
-_STEP = ("benchmarks/live_memory.py", "benchmarks/step.py")
+_STEP = ("benchmarks/memory/live_memory.py", "benchmarks/memory/step.py")
 _MODELS = tuple(
     f"fast_electra/{name}.py"
     for name in ("batching/separation", "models/auxiliary", "models/discriminator", "methods/objectives")
@@ -35,9 +35,7 @@ _PATH = tuple(
         *("pretraining/choices", "pretraining/pretrain", "pretraining/setup_run"),
     )
 )
-_TIMED = tuple(
-    f"benchmarks/{name}.py" for name in ("contestant", "material", "measure", "per_gpu", "plain_rival", "simulate")
-)
+_TIMED = tuple(f"benchmarks/{name}.py" for name in ("contest/*", "measure", "memory/per_gpu", "simulate"))
 _REPLAYED = (
     *(*_MODELS, *_PATH),
     *("fast_electra/kernels/*.*", "fast_electra/pretraining/precompute.py", "fast_electra/replacements/*.py"),
@@ -51,16 +49,16 @@ SOURCES = {
     ),
     "flops": (*_SHAPES, *_COUNTED),
     "memory": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py"),
-    "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/per_gpu.py"),
+    "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/memory/per_gpu.py"),
     "products": ("benchmarks/products.py", *_SHAPES, *_REPLAYED, *_TIMED),
     "quality": (
-        *("benchmarks/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
+        *("benchmarks/study/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
         *("fast_electra/evaluation/*.py", "fast_electra/kernels/cpu_attention.*"),
         *_SHAPES[1:],
         *_MODELS,
         *_PATH,
     ),
-    "replay": (*(f"benchmarks/{name}.py" for name in ("cases", "contestant", "material", "replay")), *_REPLAYED),
+    "replay": (*(f"benchmarks/{name}.py" for name in ("cases", "contest/*", "replay")), *_REPLAYED),
     "throughput": (*_SHAPES, *_STEP, *_REPLAYED, *_TIMED),
 }
 

@@ -19,7 +19,8 @@ from statistics import median
 
 import torch
 
-from benchmarks import cases, contestant
+from benchmarks import cases
+from benchmarks.contest import contestant
 from fast_electra.batching.batches import Batches
 from fast_electra.corpora.corpus import Corpus
 from fast_electra.costs import flops

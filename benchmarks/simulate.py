@@ -1,7 +1,7 @@
 """Peak memory of one full-size training step of every objective, without a GPU: the step runs on fake tensors.
 
 Fake tensors have a shape, a type and a storage size but no contents, so that a model of 1.5 billion weights takes a
-step (benchmarks/step.py) on a laptop, operation by operation, through the objective's own code. It is the step of one
+step (memory/step.py) on a laptop, operation by operation, through the objective's own code. It is the step of one
 process without DeepSpeed's buffers; `per_gpu` adds those and divides by the ZeRO stage.
 
     python -m benchmarks.simulate [base/frozen large/joint_shallow ...] [--output runs/bench]
@@ -17,9 +17,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from benchmarks import cases, rows, step
+from benchmarks import cases, rows
 from benchmarks.cases import Case
-from benchmarks.live_memory import LiveMemory
+from benchmarks.memory import step
+from benchmarks.memory.live_memory import LiveMemory
 from benchmarks.rows import Row
 
 FORMULA = (

@@ -1,4 +1,4 @@
-"""The package's shape: every module has its place in a room, imports flow one way, and one edge knows of processes."""
+"""The shape of package and benchmarks: every module has its place, imports flow one way, one edge knows processes."""
 
 import ast
 import re
@@ -6,25 +6,32 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "fast_electra"
+ROOT = Path(__file__).parent.parent
+PACKAGE, BENCHMARKS = ROOT / "fast_electra", ROOT / "benchmarks"
 _ENGINE = "broken_updates gradient_sums injection parallel sharded_weights stop_vote"
-EDGE = {f"engine.{name}" for name in _ENGINE.split()} | {"checkpoints.universal", "checkpoints.checkpoint"}
+EDGE = {f"fast_electra.engine.{name}" for name in _ENGINE.split()}
+EDGE |= {"fast_electra.checkpoints.universal", "fast_electra.checkpoints.checkpoint"}
 EDGE_PACKAGES = ("torch.distributed", "deepspeed", "megatron.core.parallel_state")
 
 
-def listed(package):
-    """The names that a package's docstring lists, each with what it is for, in their order."""
+def flow(package):
+    """The modules that a package's docstring lists, each with what it is for, in their order; rooms with their own."""
     text = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
-    return re.findall(r"^([a-z_]+) {2,}\S", text, flags=re.MULTILINE)
+    for name in re.findall(r"^([a-z_]+) {2,}\S", text, flags=re.MULTILINE):
+        yield from flow(package / name) if (package / name).is_dir() else [package / f"{name}.py"]
 
 
-FLOW = [f"{room}.{name}" for room in listed(PACKAGE) for name in listed(PACKAGE / room)]
+def dotted(path):
+    """A module's name: what a file of it is imported as."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def modules():
-    """(ROOM.NAME, path) of every module."""
-    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if path.stem != "__init__"]
-    return [(".".join(path.relative_to(PACKAGE).with_suffix("").parts), path) for path in paths]
+FLOW = {package: [dotted(path) for path in flow(package)] for package in (PACKAGE, BENCHMARKS)}
+
+
+def modules(package):
+    """Every file of the package that holds code."""
+    return [path for path in sorted(package.rglob("*.py")) if path.stem != "__init__"]
 
 
 def imports(path):
@@ -37,31 +44,31 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_module_stands_in_the_list_of_its_room():
-    assert sorted(FLOW) == [name for name, _ in modules()]
-    assert {path.parent.name for path in PACKAGE.rglob("__init__.py")} == {*listed(PACKAGE), PACKAGE.name}
+@pytest.mark.parametrize("package", FLOW, ids=dotted)
+def test_every_module_stands_in_the_list_of_its_room(package):
+    assert sorted(FLOW[package]) == sorted(dotted(path) for path in modules(package))
 
 
-@pytest.mark.parametrize(("name", "path"), modules())
-def test_modules_import_only_upstream(name, path):
+@pytest.mark.parametrize("path", [path for package in FLOW for path in modules(package)], ids=dotted)
+def test_modules_import_only_upstream(path):
+    order = FLOW[ROOT / path.relative_to(ROOT).parts[0]]
     for module in imports(path):
-        target = module.removeprefix("fast_electra.")
-        if target != module and target in FLOW:
-            assert FLOW.index(target) < FLOW.index(name), f"{name} imports {target}, which is downstream"
+        if module in order:
+            assert order.index(module) < order.index(dotted(path)), f"{dotted(path)} imports {module}, downstream"
 
 
 def test_rooms_are_empty_but_for_what_they_say():
-    for path in PACKAGE.rglob("*/__init__.py"):
+    for path in [*PACKAGE.rglob("*/__init__.py"), *BENCHMARKS.rglob("__init__.py")]:
         assert len(ast.parse(path.read_text()).body) == 1, f"{path} does more than list its modules"
 
 
 def test_only_the_edge_knows_of_processes():
-    for name, path in modules():
-        if name not in EDGE:
+    for path in modules(PACKAGE):
+        if dotted(path) not in EDGE:
             for module in imports(path):
-                assert not module.startswith(EDGE_PACKAGES), f"{name} imports {module}"
+                assert not module.startswith(EDGE_PACKAGES), f"{dotted(path)} imports {module}"
 
 
 def test_modules_can_be_read_in_a_sitting():
-    for name, path in modules():
-        assert len(path.read_text().splitlines()) <= 310, f"{name} is too long; split it by stage"
+    for path in modules(PACKAGE):
+        assert len(path.read_text().splitlines()) <= 310, f"{dotted(path)} is too long; split it by stage"

@@ -14,14 +14,17 @@ from conftest import clean_environment
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import cases, comparisons, costs, engines, material, measure, overhead, replay, rows, step
+from benchmarks import cases, costs, engines, measure, overhead, replay, rows
 from benchmarks import report as reports
 from benchmarks.cases import Case
-from benchmarks.contestant import Variant
-from benchmarks.engine_section import engine_section
-from benchmarks.live_memory import LiveMemory, allocator_change, allocator_peak
-from benchmarks.per_gpu import per_gpu
-from benchmarks.replay_section import replay_section
+from benchmarks.contest import material
+from benchmarks.contest.contestant import Variant
+from benchmarks.memory import step
+from benchmarks.memory.live_memory import LiveMemory, allocator_change, allocator_peak
+from benchmarks.memory.per_gpu import per_gpu
+from benchmarks.page import comparisons
+from benchmarks.page.engine_section import engine_section
+from benchmarks.page.replay_section import replay_section
 from benchmarks.simulate import main as simulate_main
 from benchmarks.simulate import simulate, simulate_all
 from fast_electra.engine import auxiliary_engine
@@ -204,7 +207,7 @@ def test_simulated_rows_are_kept_until_case_or_code_changes(tmp_path: Path, monk
     assert simulate_all([TINY], path) == first
     made = simulate_all([TINY, other], path)
     assert made[0] == first[0]
-    monkeypatch.setitem(rows.SOURCES, "memory", ("benchmarks/step.py",))
+    monkeypatch.setitem(rows.SOURCES, "memory", ("benchmarks/memory/step.py",))
     again = simulate_all([TINY], path)
     assert again[0]["key"] != first[0]["key"]
     assert rows.read(path) == again

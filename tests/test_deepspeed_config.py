@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from benchmarks import per_gpu
+from benchmarks.memory import per_gpu
 from fast_electra.engine import deepspeed_config
 from fast_electra.engine.deepspeed_config import fill, micro_batch_rows, note_of_small_pieces, read, zero_stage
 from fast_electra.runs import command_line

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import cases, contestant, costs, measure, plain_rival, rows, targets
+from benchmarks import cases, costs, measure, rows
 from benchmarks.cases import Case
-from benchmarks.contestant import Variant
+from benchmarks.contest import contestant, plain_rival
+from benchmarks.contest.contestant import Variant
+from benchmarks.page import targets
 from fast_electra.batching.batches import Batches, MaskedBatch
 from fast_electra.corpora.corpus import Corpus
 from fast_electra.engine import parallel

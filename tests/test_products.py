@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
-from benchmarks import contestant, products, rows
+from benchmarks import products, rows
 from benchmarks.cases import Case
-from benchmarks.contestant import PARTS, Variant
-from benchmarks.products_section import milliseconds, products_section
+from benchmarks.contest import contestant
+from benchmarks.contest.contestant import PARTS, Variant
+from benchmarks.page.products_section import milliseconds, products_section
 from fast_electra.engine import deepspeed_config, parallel
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,10 @@ import torch
 from conftest import clean_environment, launch, metrics
 from transformers import AutoTokenizer
 
-from benchmarks import arms, judge, masked_lms, quality, quality_sections, rows, verdicts
-from benchmarks.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread
+from benchmarks import judge, quality, rows
+from benchmarks.page import quality_sections
+from benchmarks.study import arms, masked_lms, verdicts
+from benchmarks.study.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread
 from fast_electra.batching.batches import Batches
 from fast_electra.corpora.corpus import Corpus
 from fast_electra.methods import objectives
@@ -504,7 +506,8 @@ def test_a_row_that_is_made_again_says_which_code_trained_and_which_judged(tmp_p
 
 TINY_STUDY = """
 import sys
-from benchmarks import arms, quality
+from benchmarks import quality
+from benchmarks.study import arms
 arms.SCALES["2x96"] = arms.Scale(1, 1, 32, 2, 48, 32, 120, 8, 1e-3, 16, 0)
 arms.ROUNDS = ((("mlm",), (0,)),)
 sys.exit(quality.main(sys.argv[1:]))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine_sections, targets
+from benchmarks.page import machine_sections, targets
 from benchmarks.rows import Row
 
 

@@ -5,9 +5,9 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import step
 from benchmarks.cases import Case
-from benchmarks.live_memory import allocator_peak
+from benchmarks.memory import step
+from benchmarks.memory.live_memory import allocator_peak
 from fast_electra.kernels import vocabulary_logits
 from fast_electra.kernels.vocabulary_logits import cross_entropy, sample
 

@@ -6,9 +6,10 @@ Lines of Markdown from rows alone, as in cost_sections.py.
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import cases, comparisons, plots, rows
+from benchmarks import cases, rows
 from benchmarks.cases import METHODS
-from benchmarks.markdown import formulas, inside, length, machine, percent, percents, shape, table
+from benchmarks.page import comparisons, plots
+from benchmarks.page.markdown import formulas, inside, length, machine, percent, percents, shape, table
 from benchmarks.rows import Row
 
 

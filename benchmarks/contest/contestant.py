@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, material, plain_rival
+from benchmarks import cases
 from benchmarks.cases import Case
+from benchmarks.contest import material, plain_rival
 from fast_electra.batching.batches import Batches, MaskedBatch, prefetch
 from fast_electra.engine import deepspeed_config, parallel
 from fast_electra.kernels import compilation, precision

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks import rows
-from benchmarks.arms import AUXILIARY_STRENGTHS, CONTROL, LONG, MAIN, RATES, REFERENCE, STEADY, shorter
 from benchmarks.rows import Row
-from benchmarks.verdicts import METRICS, collapsed, knows, spread
+from benchmarks.study.arms import AUXILIARY_STRENGTHS, CONTROL, LONG, MAIN, RATES, REFERENCE, STEADY, shorter
+from benchmarks.study.verdicts import METRICS, collapsed, knows, spread
 
 _FAINT = "#d9d9d9"
 _LEAST_HEIGHT = 0.1

@@ -11,7 +11,7 @@ from statistics import median
 
 from benchmarks import cases, rows
 from benchmarks.cases import METHODS, PLAIN
-from benchmarks.markdown import formulas, length, machine, shape, table
+from benchmarks.page.markdown import formulas, length, machine, shape, table
 from benchmarks.rows import Row
 
 OVER_PLAIN, OVER_JOINT = 2.5, 1.3

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM
 
 from fast_electra.models.auxiliary import weights_fingerprint
 
-KEPT = Path(__file__).parent / "results" / "masked_lms"
+KEPT = Path(__file__).parent.parent / "results" / "masked_lms"
 
 
 def restore(scale: str, corpus: Path, runs: Path) -> list[str]:

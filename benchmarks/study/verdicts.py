@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks import arms, rows
+from benchmarks import rows
 from benchmarks.rows import Row
+from benchmarks.study import arms
 
 MARGIN = 0.01
 CHANCE = 0.5  # of ROC-AUC and of BLiMP

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots, rows
+from benchmarks import rows
 from benchmarks.cases import METHODS
 from benchmarks.costs import settings_of
-from benchmarks.markdown import formulas, inside, length, percent, percents, table
+from benchmarks.page import plots
+from benchmarks.page.markdown import formulas, inside, length, percent, percents, table
 from benchmarks.rows import Row
 
 MAIN: dict[str, Any] = {"sequence_length": 512, "vocab_size": 32_000, "head": "masked"}

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import plots, rows
-from benchmarks.contestant import PARTS
-from benchmarks.markdown import MINUS, formulas, length, machine, percent, shape, table
+from benchmarks import rows
+from benchmarks.contest.contestant import PARTS
+from benchmarks.page import plots
+from benchmarks.page.markdown import MINUS, formulas, length, machine, percent, shape, table
 from benchmarks.rows import Row
 
 KINDS = ("products", "attention", "rest")

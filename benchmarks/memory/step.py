@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import cases
 from benchmarks.cases import Case
-from benchmarks.live_memory import LiveMemory
+from benchmarks.memory.live_memory import LiveMemory
 from fast_electra.batching.batches import MaskedBatch
 from fast_electra.methods import decoupled, joint, objectives
 from fast_electra.methods.objectives import Objective

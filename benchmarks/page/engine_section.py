@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.markdown import formulas, machine, percent, table
+from benchmarks.page.markdown import formulas, machine, percent, table
 from benchmarks.rows import Row
 
 NO_GPU = (

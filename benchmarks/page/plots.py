@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cases import OBJECTIVES, PLAIN
-from benchmarks.live_memory import KINDS
-from benchmarks.markdown import shape
+from benchmarks.memory.live_memory import KINDS
+from benchmarks.page.markdown import shape
 from benchmarks.rows import Row
 
 _INK, _FAINT, _CLAIM = "#222222", "#d9d9d9", "#bfe3c0"

@@ -6,10 +6,12 @@ Lines of Markdown from rows alone, as in cost_sections.py; it says what has not 
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import arms, quality_plots, rows, verdicts
-from benchmarks.markdown import formulas, percent, table
+from benchmarks import rows
+from benchmarks.page import quality_plots
+from benchmarks.page.markdown import formulas, percent, table
 from benchmarks.rows import Row
-from benchmarks.verdicts import Spread, spread
+from benchmarks.study import arms, verdicts
+from benchmarks.study.verdicts import Spread, spread
 
 # The score of always giving the most frequent answer of GLUE's development sets.
 _MOST_FREQUENT = {"CoLA": 0.0, "SST-2": 0.509, "MRPC": 0.748, "STS-B": 0.0, "RTE": 0.527}

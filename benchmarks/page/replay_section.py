@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks import comparisons, plots, rows
-from benchmarks.markdown import formulas, length, machine, percent, shape, table
+from benchmarks import rows
+from benchmarks.page import comparisons, plots
+from benchmarks.page.markdown import formulas, length, machine, percent, shape, table
 from benchmarks.rows import Row
 
 SIDE_BY_SIDE = ("joint_shallow", "frozen", "replay")
