@@ -14,123 +14,31 @@ the second judge has been trained (arms.SECOND_JUDGE).
 
 import argparse
 import fcntl
-import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks import rows
 from benchmarks.rows import Row
 from benchmarks.study import arms, masked_lms
-from benchmarks.study.arms import Arm, Scale
+from benchmarks.study.arm_rows import diverged, note_origin, row, scored
+from benchmarks.study.arm_runs import Study, commands, ready, requirements, settings
+from benchmarks.study.arms import Arm
 
-FORMULA = (
-    "flops: FLOPs a token of training (backward = 2 x forward) x tokens of the run; flops_auxiliary: of the training "
-    "of the masked LMs it samples from and begins with and, for replay, of the pass over the corpus; blimp: mean "
-    "over paradigms of the share of pairs whose good sentence scores higher; judge_auc, judge_loss, floor, "
-    "judge_accuracy: on held-out rows with one judge's masks and samples at T = 1 for all arms; second_judge_*: with "
-    "another's; auxiliary_accuracy: of the gate, on few rows"
-)
-GLUE_TASKS, GLUE_ROWS = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"), 2_000
 _DIVERGED = "the numbers have gone wrong"
-# In a run folder: the code that trained it, which is not always the code that judges it.
-_TRAINED = "trained.json"
-
-
-@dataclass(frozen=True)
-class Study:
-    """Where a study reads and writes."""
-
-    scale_name: str
-    corpus: str
-    blimp: str
-    folder: Path
-    rows: Path
-    glue: str = ""
-    deepspeed: str = "ds_configs/zero1.json"
-
-    @property
-    def scale(self) -> Scale:
-        """Its size."""
-        return arms.SCALES[self.scale_name]
-
-    def run(self, name: str, seed: int) -> Path:
-        """The run folder of an arm and seed."""
-        return self.folder / self.scale_name / f"{name}-{seed}"
-
-    def fine_tunes(self, arm: Arm) -> bool:
-        """Whether the arm is to be fine-tuned."""
-        return bool(self.glue) and arm.group in ("main", "control")
-
-    def judges_twice(self, arm: Arm) -> bool:
-        """Whether the arm is for the second judge too, and that has been trained."""
-        asked = arm.group in ("main", "control", "long") and arm.objective != "mlm"
-        return asked and _ended(self, *arms.SECOND_JUDGE)
-
-    def masked_lm(self, name: str) -> Path:
-        """The run folder of a masked LM that arms sample from or begin with."""
-        return self.run(name, arms.AUXILIARY_SEED)
-
-
-def settings(study: Study, arm: Arm, seed: int) -> list[str]:
-    """What tells the arm's run, as options of launchers/pretrain.py, its folder left out."""
-    chosen: dict[str, object] = {**arms.overrides(arm, seed, study.scale), "corpus": study.corpus}
-    if arm.objective in ("frozen", "two_stage"):
-        chosen["auxiliary"] = study.masked_lm(arm.auxiliary) / "export"
-    if arm.begins:
-        chosen["initial_weights"] = study.masked_lm(arm.begins) / "export"
-    if arm.objective == "replay":
-        chosen["replacements"] = study.run("paths", seed)
-    return [f"--{name}={value}" for name, value in chosen.items()]
-
-
-def commands(study: Study, arm: Arm, seed: int) -> list[list[str]]:
-    """The programs that make an arm: replacement paths where it replays them, the run, its scores."""
-    here, run, judge = Path(sys.executable).parent, study.run(arm.name, seed), study.run(*arms.JUDGE)
-    start = [str(here / "deepspeed"), "--num_gpus=1", f"--master_port={_free_port()}"]
-    # The recipe alone would begin with its auxiliary model's weights; what an arm says comes later and counts. Adam's
-    # epsilon is that of the first rows.
-    chosen = ["--initial_weights=", "--optimizer.epsilon=1e-6", *settings(study, arm, seed)]
-    made = []
-    if arm.objective == "replay":
-        own = ("--replacements=", "--objective=")
-        same = [each for each in chosen if not each.startswith(own)]
-        paths = [f"--auxiliary={study.masked_lm(arm.auxiliary) / 'export'}", f"--output={study.run('paths', seed)}"]
-        made.append([*start, "launchers/precompute_replacements.py", "--t_max=2", *paths, *same])
-    tracked = [f"--run.blimp={study.blimp}"] if study.blimp and arm.objective != "mlm" else []
-    launch = [*start, "launchers/pretrain.py", f"--deepspeed={study.deepspeed}", f"--output={run}"]
-    made.append([*launch, *chosen, *tracked])
-    pairs = [f"--blimp={study.blimp}", f"--pairs={study.scale.blimp_pairs}"] if arm.group != "auxiliary" else []
-    sampled = [f"--auxiliary={judge / 'export'}"] if arm.objective != "mlm" else []
-    if study.judges_twice(arm):
-        sampled.append(f"--second={study.run(*arms.SECOND_JUDGE) / 'export'}")
-    made.append([sys.executable, "-m", "benchmarks.judge", str(run), *sampled, *pairs])
-    if study.fine_tunes(arm):
-        tuned = [f"--model={run / 'export'}", f"--tasks={','.join(GLUE_TASKS)}", f"--data={study.glue}"]
-        more = ["--seeds=1", f"--output={run / 'glue'}", f"--max_train_rows={GLUE_ROWS}"]
-        made.append([sys.executable, "launchers/finetune.py", *tuned, *more])
-    return made
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[str]) -> Row:
     """Run an arm to its end and give its row. Raises RuntimeError naming the log when a program fails."""
     run = study.run(arm.name, seed)
-    log, was_there = run.with_name(run.name + ".log"), (run / "summary.json").exists()
+    log, was_there = run.with_name(run.name + ".log"), study.ended(arm.name, seed)
     for command in commands(study, arm, seed):
-        if command[1] == "-m" and _scored(study, arm, run):
+        if command[1] == "-m" and scored(study, arm, run):
             continue
         pinned = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
         with log.open("a") as out:
@@ -143,120 +51,9 @@ def perform(study: Study, arm: Arm, seed: int, cores: Sequence[int], lock: IO[st
             if lines and _DIVERGED in lines[-1]:
                 return diverged(study, arm, seed, lines[-1])
             raise RuntimeError(f"{arm.name}, seed {seed}: {lines[-1] if lines else 'failed'} (see {log})")
-        if (run / "summary.json").exists() and not (run / _TRAINED).exists():
-            origin = _known_origin(study, arm, seed) if was_there else _origin()
-            partial = run / (_TRAINED + ".part")
-            partial.write_text(json.dumps(origin))
-            partial.replace(run / _TRAINED)
+        if study.ended(arm.name, seed):
+            note_origin(study, arm, seed, was_there)
     return row(study, arm, seed)
-
-
-def _known_origin(study: Study, arm: Arm, seed: int) -> Row:
-    """The origin of a run that an earlier study trained: its row's, unknown where it has none."""
-    asked, now = _identity(study, arm, seed), _origin()
-    found = rows.read(study.rows) if study.rows.exists() else []
-    same = [row for row in found if all(row.get(name) == value for name, value in asked.items())]
-    return {name: same[-1].get(name) for name in now} if same else dict.fromkeys(now, "unknown")
-
-
-def _origin() -> Row:
-    """Of a run that is trained now: the code, the machine, and in what gradients are summed over tokens; rows without
-    word of that are of code that summed those of norms and tables in the run's dtype (exact_sums.py)."""
-    return {**rows.provenance("quality"), "token_sums": "float32"}
-
-
-def _scored(study: Study, arm: Arm, run: Path) -> bool:
-    """Whether the run has the scores of all judges that there are."""
-    path = run / "scores.json"
-    return path.exists() and (not study.judges_twice(arm) or "second" in json.loads(path.read_text()))
-
-
-def _identity(study: Study, arm: Arm, seed: int) -> Row:
-    """What tells a row from others."""
-    named = {"arm": arm.name, "group": arm.group, "objective": arm.objective, "seed": seed, "scale": study.scale_name}
-    return {"kind": "quality", **named, "recipe": " ".join(settings(study, arm, seed))}
-
-
-def diverged(study: Study, arm: Arm, seed: int, message: str) -> Row:
-    """The row of an arm whose numbers went wrong."""
-    origin = {"formula": FORMULA, "n": 1, **rows.provenance("quality")}
-    return {**_identity(study, arm, seed), "diverged": message.removeprefix("error: ").partition(":")[0], **origin}
-
-
-def row(study: Study, arm: Arm, seed: int) -> Row:
-    """The row of an arm whose run and scores are done."""
-    run = study.run(arm.name, seed)
-    summary, scores = (json.loads((run / name).read_text()) for name in ("summary.json", "scores.json"))
-    judged, found, second = scores["judged"], scores["blimp"] or {}, scores.get("second") or {}
-    flops, auxiliary_flops = summary["flops_per_token"] * summary["tokens"], _auxiliary_flops(study, arm, seed)
-    own = {"judge_auc": "roc_auc", "judge_loss": "loss", "floor": "floor", "judge_accuracy": "accuracy"}
-    return {
-        **_identity(study, arm, seed),
-        "steps": summary["steps"],
-        "tokens": summary["tokens"],
-        "weights": summary["weights"],
-        "auxiliary": arm.auxiliary or None,
-        "auxiliary_accuracy": summary.get("auxiliary_top1"),
-        "auxiliary_weights": _auxiliary_weights(study, arm, summary),
-        "initial_weights": summary.get("initial_weights"),
-        "judge_weights": scores.get("judge_weights"),
-        "flops": flops,
-        "flops_auxiliary": auxiliary_flops,
-        "flops_with_auxiliary": flops + auxiliary_flops,
-        **{name: judged.get(source) for name, source in own.items()},
-        "second_judge_auc": second.get("roc_auc"),
-        "second_judge_loss": second.get("loss"),
-        "second_judge_weights": second.get("judge_weights"),
-        "blimp": found.get("accuracy"),
-        **{f"blimp_{name}": found.get(name) for name in ("pairs", "variants", "fields", "seconds_per_1000_pairs")},
-        "glue": _glue(run),
-        "curve": _curve(run),
-        "tokens_per_second": summary["tokens_per_second"],
-        "machine_shared": True,
-        "dtype": summary["dtype"],
-        "formula": FORMULA,
-        "n": 1,
-        **json.loads((run / _TRAINED).read_text()),
-        "judged_by": rows.commit(),
-    }
-
-
-def _auxiliary_weights(study: Study, arm: Arm, summary: Row) -> str | None:
-    used = summary.get("auxiliary_weights")
-    return used and masked_lms.fingerprint(study.masked_lm(arm.auxiliary) / "export", used, summary["dtype"])
-
-
-def _auxiliary_flops(study: Study, arm: Arm, seed: int) -> float:
-    """What was spent on the masked LMs that it samples from or begins with: their training and, for replay, the pass
-    over the whole corpus."""
-    spent = 0.0
-    for name in sorted(arms.masked_lms(arm)):
-        of = json.loads((study.masked_lm(name) / "summary.json").read_text())
-        spent += of["flops_per_token"] * of["tokens"]
-    if arm.objective == "replay":
-        made = json.loads((study.run("paths", seed) / "manifest.json").read_text())["provenance"]
-        tokens = made["num_rows"] * made["num_draws"] * made["sequence_length"]
-        spent += of["flops_per_token"] / 3 * tokens  # a forward pass is a third of a training step
-    return float(spent)
-
-
-def _glue(run: Path) -> dict[str, float] | None:
-    """The score of each task that the run was fine-tuned on."""
-    path = run / "glue" / "results.json"
-    if not path.exists():
-        return None
-    return {name: found["score"]["median"] for name, found in json.loads(path.read_text())["tasks"].items()}
-
-
-def _curve(run: Path) -> list[dict[str, float]]:
-    """The evaluations on the run's own held-out rows: step, and what was measured."""
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    wanted = ("loss", "floor", "roc_auc", "accuracy", "blimp")
-    return [
-        {"step": each["step"]} | {name: each["held_out"][name] for name in wanted if name in each["held_out"]}
-        for each in logged
-        if "held_out" in each
-    ]
 
 
 def outstanding(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[tuple[Arm, int]]:
@@ -272,7 +69,7 @@ def outstanding(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (
         if row is None or ("diverged" not in row and _lacks(study, arm, seed, row)):
             todo.append((arm, seed))
     needed = {name for arm, _ in todo for name in requirements(arm)} - {(arm.name, seed) for arm, seed in todo}
-    absent = [(name, seed) for name, seed in sorted(needed) if not _ended(study, name, seed)]
+    absent = [(name, seed) for name, seed in sorted(needed) if not study.ended(name, seed)]
     return [(arms.ARMS[name], seed) for name, seed in absent] + todo
 
 
@@ -280,21 +77,6 @@ def _lacks(study: Study, arm: Arm, seed: int, row: Row) -> bool:
     """Whether the row of an arm is without what is asked for: fine-tuning, or the second judge if the run is here."""
     unheard = row.get("second_judge_auc") is None and (study.run(arm.name, seed) / "export").exists()
     return (study.fine_tunes(arm) and row.get("glue") is None) or (study.judges_twice(arm) and unheard)
-
-
-def requirements(arm: Arm) -> list[tuple[str, int]]:
-    """The masked LMs, each a name and a seed, that the arm is judged and made with."""
-    needed = [arms.JUDGE] if arm.objective != "mlm" else []
-    return needed + [(name, arms.AUXILIARY_SEED) for name in sorted(arms.masked_lms(arm))]
-
-
-def ready(study: Study, arm: Arm) -> bool:
-    """Whether what the arm is made and judged with has ended."""
-    return all(_ended(study, name, seed) for name, seed in requirements(arm))
-
-
-def _ended(study: Study, name: str, seed: int) -> bool:
-    return (study.run(name, seed) / "summary.json").exists()
 
 
 def conduct(study: Study, only: Sequence[str], seeds: Sequence[int], jobs: int) -> None:

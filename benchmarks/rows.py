@@ -52,7 +52,7 @@ SOURCES = {
     "per_gpu": (*_SHAPES, *_STEP, *_MODELS, "benchmarks/simulate.py", "benchmarks/memory/per_gpu.py"),
     "products": ("benchmarks/products.py", *_SHAPES, *_REPLAYED, *_TIMED),
     "quality": (
-        *("benchmarks/study/arms.py", "benchmarks/judge.py", "benchmarks/quality.py"),
+        *("benchmarks/study/arm*.py", "benchmarks/judge.py", "benchmarks/quality.py"),
         *("fast_electra/evaluation/*.py", "fast_electra/kernels/cpu_attention.*"),
         *_SHAPES[1:],
         *_MODELS,

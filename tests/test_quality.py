@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from benchmarks import judge, quality, rows
 from benchmarks.page import quality_sections
-from benchmarks.study import arms, masked_lms, verdicts
+from benchmarks.study import arm_rows, arm_runs, arms, masked_lms, verdicts
 from benchmarks.study.verdicts import FAILS, FEW, HOLDS, NOISY, NOTHING, Spread
 from fast_electra.batching.batches import Batches
 from fast_electra.corpora.corpus import Corpus
@@ -30,7 +30,7 @@ from fast_electra.settings.config import DataConfig, EncoderConfig
 
 ROOT = Path(__file__).parent.parent
 
-STUDY = quality.Study("2x96", "some/corpus", "some/blimp", Path("runs/study"), Path("none.jsonl"))
+STUDY = arm_runs.Study("2x96", "some/corpus", "some/blimp", Path("runs/study"), Path("none.jsonl"))
 
 
 # The table.
@@ -92,10 +92,10 @@ def test_seeds_choose_of_an_arms_own_and_masked_lms_keep_theirs(capsys):
 
 @pytest.mark.parametrize("scale", arms.SCALES)
 def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_alone(scale):
-    study = quality.Study(scale, "some/corpus", "", Path("runs/study"), Path("none.jsonl"))
+    study = arm_runs.Study(scale, "some/corpus", "", Path("runs/study"), Path("none.jsonl"))
 
     def given(arm):
-        train = next(each for each in quality.commands(study, arm, 1) if "launchers/pretrain.py" in each)
+        train = next(each for each in arm_runs.commands(study, arm, 1) if "launchers/pretrain.py" in each)
         return train[train.index("launchers/pretrain.py") + 1 :]
 
     configs = {
@@ -114,7 +114,7 @@ def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_al
             )
     assert configs["auxiliary"].encoder.num_layers == arms.SCALES[scale].auxiliary_layers
     assert configs["electra_joint"].encoder.model_type == "electra"
-    half = quality.settings(study, arms.ARMS["frozen_half"], 1)
+    half = arm_runs.settings(study, arms.ARMS["frozen_half"], 1)
     assert f"--auxiliary={study.masked_lm('auxiliary_half') / 'export'}" in half
     assert f"--initial_weights={study.masked_lm('auxiliary') / 'export'}" in half
     assert configs["auxiliary_half"].run.steps * 2 == arms.SCALES[scale].steps
@@ -129,7 +129,7 @@ def test_the_launcher_takes_every_arms_settings_and_arms_differ_in_their_line_al
 def test_the_committed_rows_are_of_the_arms_as_they_are():
     """Else a study that goes on begins them all again."""
     path = ROOT / "benchmarks" / "results" / "quality.jsonl"
-    study = quality.Study("4x128", "data/study", "", Path("runs/study"), path)
+    study = arm_runs.Study("4x128", "data/study", "", Path("runs/study"), path)
     there = {(row["arm"], row["seed"]) for row in rows.read(path) if row["scale"] == study.scale_name}
     asked = {(arm.name, seed) for arm, seed in quality.outstanding(study) if arm.group != "auxiliary"}
     assert len(there) > 60 and not there & asked
@@ -203,7 +203,7 @@ def test_insensitive_is_what_moves_no_more_than_seeds_do():
 def test_an_ablation_that_diverged_is_shown_and_is_no_little_sensitivity():
     found = [made(arms.REFERENCE, seed, 0.70 + seed / 100) for seed in (0, 1)] + [made("linear", 0, 0.70)]
     assert "by ROC-AUC: holds (means" in "\n".join(quality_sections._ablations(found))
-    found.append(quality._identity(STUDY, arms.ARMS["polynomial"], 0) | {"diverged": "loss nan"})
+    found.append(arm_rows.identity(STUDY, arms.ARMS["polynomial"], 0) | {"diverged": "loss nan"})
     page = "\n".join(quality_sections._ablations(found))
     assert "by ROC-AUC: does not hold (means" in page
     assert "| polynomial | - | 0.500 | 0.500 |" in page
@@ -218,7 +218,7 @@ def test_at_chance_is_wider_for_blimp():
 
 
 def test_a_run_that_diverged_counts_as_chance_and_not_as_a_seed_less():
-    broken = quality._identity(STUDY, arms.ARMS["joint"], 2) | {"diverged": "loss nan"}
+    broken = arm_rows.identity(STUDY, arms.ARMS["joint"], 2) | {"diverged": "loss nan"}
     found = [made("joint", 0, 0.7), made("joint", 1, 0.72), broken]
     assert verdicts.spread(found, "joint", "judge_auc").values == (0.7, 0.72, 0.5)
     assert verdicts.spread(found, "joint", "auxiliary_accuracy").values == (), "it has no chance to count as"
@@ -230,7 +230,7 @@ def test_a_run_that_diverged_counts_as_chance_and_not_as_a_seed_less():
 def made(name, seed, auc, **changes):
     arm = arms.ARMS[name]
     return {
-        **quality._identity(STUDY, arm, seed),
+        **arm_rows.identity(STUDY, arm, seed),
         "tokens": 100,
         "flops": 2e12,
         "flops_auxiliary": 1e12 if arm.auxiliary else 0.0,
@@ -258,7 +258,7 @@ def test_the_page_says_what_rows_say_and_what_is_not_run(tmp_path):
     found += [made("auxiliary", 200, 0.5, judge_loss=5.5, floor=None, judge_accuracy=0.12, tokens=4_100_000)]
     found += [made("two_stage", 0, 0.6, judge_loss=0.4), made("frozen_x8", 0, 0.5, judge_loss=0.41)]
     found += [
-        quality._identity(STUDY, arms.ARMS["joint_shallow_x8"], 0) | {"diverged": "loss nan", "formula": "f", "n": 1}
+        arm_rows.identity(STUDY, arms.ARMS["joint_shallow_x8"], 0) | {"diverged": "loss nan", "formula": "f", "n": 1}
     ]
     page = "\n".join(quality_sections.quality_section(found, tmp_path))
     assert "| frozen | 2 | 0.705 (0.700 to 0.710) | 0.640 |" in page
@@ -319,7 +319,7 @@ def test_long_arms_stand_beside_the_main_ones_of_their_names(tmp_path):
     found = [made("frozen", seed, 0.58 + seed / 100) for seed in (0, 1)]
     found += [made("frozen_long", seed, 0.75 + seed / 100, tokens=41_000_000, flops=8e12) for seed in (0, 1)]
     found += [made("joint_shallow_long", seed, 0.70 + seed / 100, second_judge_auc=0.69) for seed in (0, 1)]
-    found += [quality._identity(STUDY, arms.ARMS["two_stage_long"], 0) | {"diverged": "nan", "formula": "f", "n": 1}]
+    found += [arm_rows.identity(STUDY, arms.ARMS["two_stage_long"], 0) | {"diverged": "nan", "formula": "f", "n": 1}]
     page = "\n".join(quality_sections.quality_section(found, tmp_path))
     short, long, joint = (line for line in page.split("#### Four times as long")[1].splitlines() if "0.7" in line)
     assert short.startswith("| frozen | 2 | 0.0 | 2.0 | 3.0 | 0.750 (0.750 to 0.750) | 0.585 (0.580 to 0.590) | - |")
@@ -389,15 +389,15 @@ def test_the_second_judge_asks_the_main_arms_whose_runs_are_here_and_each_once(t
 
     (run / "scores.json").write_text(json.dumps({"judged": {}}))
     assert asked() == set(), "it has not been trained"
-    assert quality._scored(study, frozen, run)
-    assert "--second" not in " ".join(quality.commands(study, frozen, 0)[-1])
+    assert arm_rows.scored(study, frozen, run)
+    assert "--second" not in " ".join(arm_runs.commands(study, frozen, 0)[-1])
     second.mkdir()
     (second / "summary.json").touch()
     assert asked() == {"frozen"}
-    assert not quality._scored(study, frozen, run)
-    assert f"--second={second / 'export'}" in quality.commands(study, frozen, 0)[-1]
+    assert not arm_rows.scored(study, frozen, run)
+    assert f"--second={second / 'export'}" in arm_runs.commands(study, frozen, 0)[-1]
     (run / "scores.json").write_text(json.dumps({"judged": {}, "second": {}}))
-    assert quality._scored(study, frozen, run)
+    assert arm_rows.scored(study, frozen, run)
     rows.keep(study.rows, [made("frozen", 0, 0.7, second_judge_auc=0.6) | {"code": "a", "commit": "b"}])
     assert asked() == set()
     rows.keep(study.rows, [made("frozen", 0, 0.7) | {"code": "a", "commit": "b"}])
@@ -434,8 +434,8 @@ def test_a_study_on_the_corpus_of_the_committed_rows_takes_their_masked_lms(tiny
     assert masked_lms.restore("2x96", corpus, runs) == [], "none is kept for this scale"
     assert masked_lms.restore("4x128", corpus, runs) == kept
     assert masked_lms.restore("4x128", corpus, runs) == [], "they are there"
-    study = quality.Study("4x128", str(corpus), "", tmp_path / "study", tmp_path / "none")
-    assert quality.ready(study, arms.ARMS["frozen"])
+    study = arm_runs.Study("4x128", str(corpus), "", tmp_path / "study", tmp_path / "none")
+    assert arm_runs.ready(study, arms.ARMS["frozen"])
 
 
 def test_the_committed_rows_were_made_with_the_masked_lms_kept_beside_them():
@@ -471,7 +471,7 @@ def test_the_committed_page_shows_the_committed_rows(tmp_path):
 
 
 def test_a_row_that_is_made_again_says_which_code_trained_and_which_judged(tmp_path, monkeypatch):
-    study = quality.Study("2x96", "some/corpus", "", tmp_path, tmp_path / "none.jsonl")
+    study = arm_runs.Study("2x96", "some/corpus", "", tmp_path, tmp_path / "none.jsonl")
     run = study.run("mlm", 0)
     run.mkdir(parents=True)
     counted = dict.fromkeys(("flops_per_token", "tokens", "steps", "weights", "tokens_per_second"), 1)
@@ -542,9 +542,9 @@ def test_a_study_that_was_killed_goes_on_to_the_same_rows(tiny_corpus, tmp_path,
     (row,) = rows.read(tmp_path / "q.jsonl")
     assert done.stdout == "", "all has a row: nothing was to be done"
     monkeypatch.setitem(arms.SCALES, "2x96", arms.Scale(1, 1, 32, 2, 48, 32, 120, 8, 1e-3, 16, 0))
-    study = quality.Study("2x96", str(tiny_corpus), "", tmp_path, tmp_path / "none")
+    study = arm_runs.Study("2x96", str(tiny_corpus), "", tmp_path, tmp_path / "none")
     launch(
-        *quality.settings(study, arms.ARMS["mlm"], 0),
+        *arm_runs.settings(study, arms.ARMS["mlm"], 0),
         f"--output={tmp_path / 'whole'}",
         "--deepspeed=ds_configs/zero1.json",
     )
