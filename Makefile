@@ -1,5 +1,6 @@
 # make pretrain   the demo: raw text to a pre-trained discriminator, nothing else needed
 # make test       linters, types and all quick tests; CI runs exactly this
+# make slow       long tests that `make test` leaves out
 # make survive    kills, preemption, other process counts: the long proofs, and a table of what held: runs/survive.md
 # make study      does it learn as well: every arm pre-trained and judged, for hours; goes on where it was
 # make slurm      the job scripts on a real SLURM of two hosts on this machine; as root, installs it from Debian first
