@@ -17,6 +17,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks import cases, costs, rows
 from benchmarks.cases import Case
+from fast_electra.settings import recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "MANUAL.md")}
@@ -122,6 +123,19 @@ def test_the_qualities_are_those_of_the_committed_rows(row):
     (rivals,) = {each["flops"] for each in rows.select(found, "quality", arm="joint_shallow")}
     assert row[1:3] == [str(len(values)), f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"]
     assert row[3] == f"{100 * flops.pop() / rivals:.0f} %"
+
+
+@pytest.mark.parametrize("row", table("Recipes and settings"), ids=lambda row: row[0])
+def test_the_manuals_sizes_are_the_recipes(row):
+    recipe = recipes.get(row[0].strip("`"))
+    shape, run, auxiliary = recipe.encoder, recipe.run, recipe.auxiliary_model
+    assert row[1] == f"{shape.num_layers} x {shape.hidden_size}"
+    assert row[2].replace(",", "") == f"{run.steps} of {run.batch_rows} x {recipe.data.sequence_length}"
+    assert row[3].replace(",", "") == f"{auxiliary.encoder.num_layers} {auxiliary.steps}"
+
+
+def test_the_manual_tells_the_size_of_every_recipe():
+    assert {row[0].strip("`") for row in table("Recipes and settings")} == set(recipes.RECIPES)
 
 
 def anchors(page):
