@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -110,3 +113,34 @@ def test_an_error_of_the_reader_ends_the_workers(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(folder, texts(), workers=2)
     assert len(started) == 2 and all(process.poll() is not None for process in started)
+
+
+# Ctrl-C after a lock was taken and before the block that gives it back has begun, as it can come in Python's own.
+CUT_SHORT = """
+import sys, threading
+from pathlib import Path
+from fast_electra.corpora.tokenization import tokenize
+
+taken, main, left = threading.Condition.__enter__, threading.get_ident(), int(sys.argv[2])
+
+def interrupted(lock):
+    global left
+    taken(lock)
+    left -= threading.get_ident() == main
+    if threading.get_ident() == main and left == 0:
+        raise KeyboardInterrupt
+    return True
+
+threading.Condition.__enter__ = interrupted
+for _ in tokenize(["a text"] * 1000, Path(sys.argv[1]) / "tokenizer.json", end_id=3, dtype="i4", workers=2):
+    pass
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_ctrl_c_within_a_lock_leaves_nothing_that_waits_for_ever(folder, nth):
+    command = [sys.executable, "-c", CUT_SHORT, str(folder), str(nth)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    # One lock for each worker's start: with a third there would be others, of those that a pool has.
+    assert done.returncode == (-signal.SIGINT if nth < 3 else 0), done.stderr

@@ -13,12 +13,12 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -39,6 +39,10 @@ class Tokenized(NamedTuple):
     seconds: float  # that a worker spent on them
 
 
+_Answer = queue.SimpleQueue[Tokenized | Exception]
+_Tasks = queue.SimpleQueue[tuple[list[str], _Answer] | None]
+
+
 def tokenize(
     documents: Iterable[str], tokenizer_file: Path, *, end_id: int, dtype: DTypeLike, workers: int
 ) -> Generator[Tokenized, None, None]:
@@ -49,19 +53,22 @@ def tokenize(
     Raises ChildProcessError if a worker is killed, RuntimeError if it fails.
     """
     command = [sys.executable, "-P", __file__, str(tokenizer_file), str(end_id), np.dtype(dtype).name]
+    tasks: _Tasks = queue.SimpleQueue()
     with ExitStack() as stack:
-        idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for _ in range(workers):
-            idle.put(stack.enter_context(_started(command)))
-        threads = ThreadPoolExecutor(workers)
-        stack.callback(threads.shutdown, cancel_futures=True)
-        pending: deque[Future[Tokenized]] = deque()
+            worker = stack.enter_context(_started(command))
+            stack.callback(tasks.put, None)
+            # A daemon, and queues that are one step each: Ctrl-C within Python's own locks, as a pool's threads and
+            # futures share them with this one, would leave a thread waiting for ever, and the process for that.
+            threading.Thread(target=_serve, args=(worker, tasks), daemon=True).start()
+        pending: deque[_Answer] = deque()
         for batch in _batches(documents):
-            pending.append(threads.submit(_ask, idle, batch))
+            pending.append(queue.SimpleQueue())
+            tasks.put((batch, pending[-1]))
             if len(pending) > 2 * workers:
-                yield pending.popleft().result()
+                yield _received(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _received(pending.popleft())
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -90,12 +97,29 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
-            pipe.close()
+            with suppress(OSError):  # of what was on its way to it
+                pipe.close()
         process.wait()
 
 
-def _ask(idle: "queue.SimpleQueue[subprocess.Popen[bytes]]", batch: list[str]) -> Tokenized:
-    worker = idle.get()
+def _serve(worker: subprocess.Popen[bytes], tasks: _Tasks) -> None:
+    """What a thread does: pass batches to its worker and answers back, until there is no task."""
+    while (task := tasks.get()) is not None:
+        batch, answer = task
+        try:
+            answer.put(_ask(worker, batch))
+        except Exception as error:
+            answer.put(error)
+
+
+def _received(answer: _Answer) -> Tokenized:
+    found = answer.get()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _ask(worker: subprocess.Popen[bytes], batch: list[str]) -> Tokenized:
     assert worker.stdin is not None and worker.stdout is not None
     try:
         _send(batch, worker.stdin)
@@ -105,8 +129,6 @@ def _ask(idle: "queue.SimpleQueue[subprocess.Popen[bytes]]", batch: list[str]) -
         reason = "killed, most likely for want of memory" if status == -signal.SIGKILL else "see its message above"
         message = f"a tokenising worker ended with status {status} ({reason}): try fewer workers"
         raise ChildProcessError(message) from error
-    finally:
-        idle.put(worker)
     if isinstance(reply, str):
         raise RuntimeError(f"a tokenising worker failed:\n{reply}")
     return Tokenized(*reply)
