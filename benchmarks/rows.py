@@ -18,10 +18,10 @@ Row = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 
 
-_SHAPES = (
-    "benchmarks/cases.py",
-    *(f"fast_electra/{name}.py" for name in ("settings/config", "settings/recipes", "models/encoder", "methods/joint")),
+_RECIPES = tuple(
+    f"fast_electra/{name}.py" for name in ("settings/config", "settings/recipes", "models/encoder", "methods/joint")
 )
+_SHAPES = ("benchmarks/cases.py", *_RECIPES)
 _COUNTED = ("benchmarks/costs.py", "fast_electra/costs/flops.py", "fast_electra/costs/model_flops.py")
 _STEP = ("benchmarks/memory/live_memory.py", "benchmarks/memory/step.py")
 _MODELS = tuple(
@@ -37,7 +37,8 @@ _PATH = tuple(
 )
 _TIMED = tuple(f"benchmarks/{name}.py" for name in ("contest/*", "measure", "memory/per_gpu", "simulate"))
 _REPLAYED = (
-    *(*_MODELS, *_PATH),
+    *_MODELS,
+    *_PATH,
     *("fast_electra/kernels/*.*", "fast_electra/pretraining/precompute.py", "fast_electra/replacements/*.py"),
 )
 # The files that decide the rows of each kind: a change to any of them makes another version.
@@ -54,7 +55,7 @@ SOURCES = {
     "quality": (
         *("benchmarks/study/arm*.py", "benchmarks/judge.py", "benchmarks/quality.py"),
         *("fast_electra/evaluation/*.py", "fast_electra/kernels/cpu_attention.*"),
-        *_SHAPES[1:],
+        *_RECIPES,
         *_MODELS,
         *_PATH,
     ),
